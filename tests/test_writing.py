@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import filelock  # noqa: F401  once, and not in every fork
@@ -140,10 +140,15 @@ def test_a_file_that_is_written_twice_in_a_set_holds_the_second(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]x", '[["a"]]', '[["../a", "b"]]', '[["b", "../b"]]', "[[1, 2]]", '[["a", "b"]]',
-    '[["../.b.01234567.thoraclip-part", "../b"]]', '[["/etc/.b.01234567.thoraclip-part", "/etc/b"]]'])  # fmt: skip
-def test_a_list_that_we_did_not_write_moves_nothing(tmp_path: Path, text: str) -> None:
+    '[["../.b.01234567.thoraclip-part", "../b"]]', '[["/etc/.b.01234567.thoraclip-part", "/etc/b"]]', "[" * 100_000,
+    '[["up/.b.01234567.thoraclip-part", "up/b"]]', '[[".\\ud800.01234567.thoraclip-part", "\\ud800"]]',
+    '[[".\\u0000.01234567.thoraclip-part", "\\u0000"]]', None], ids=lambda text: str(text)[:40])  # fmt: skip
+def test_a_list_that_we_did_not_write_moves_nothing(tmp_path: Path, text: str | None) -> None:
     out = tmp_path / "out"
-    put(tmp_path, {"a": "a", ".b.01234567.thoraclip-part": "b", "out/b": "b", "out/.x.thoraclip-set": text})
+    put(tmp_path, {"a": "a", ".b.01234567.thoraclip-part": "b", "out/b": "b"})
+    (out / "up").symlink_to(tmp_path)
+    note = out / ".x.thoraclip-set"
+    os.mkfifo(note) if text is None else note.write_text(text)
     before = state(tmp_path)
     with pytest.raises(InputError, match=r"\.x\.thoraclip-set: is not a list that thoraclip wrote; move it"):
         end_sets(out)
@@ -238,6 +243,8 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
         ({"r.json": ""}, None),
         ({"r.md": "mine"}, "r.md"),
         ({"r.json": '{"mine": 1}'}, "r.json"),
+        ({"r.json": '{"@context": {}, "@type": "sc:Dataset"}'}, "r.json"),
+        ({"r.json": '{"schema": {"type": "object"}}'}, "r.json"),
         ({"r.json/x": "a folder"}, "r.json"),
     ],
 )
@@ -250,6 +257,33 @@ def test_a_file_that_is_in_the_way_and_not_ours_is_named(
     with pytest.raises(InputError, match="is a file"):
         write_text(tmp_path / "f", "")
         require_own(tmp_path / "f", {})
+
+
+@pytest.mark.parametrize("mark", ["fifo", "loop", "link", "device"])
+def test_no_link_leads_out_of_an_output_and_nothing_waits_for_a_pipe(tmp_path: Path, mark: str) -> None:
+    """Neither what it leads to nor a device, which a superuser may remove, is touched."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    put(tmp_path, {"other": '{"schema": 1}', "out/r.json": '{"schema": 1}'})
+    place = out / "r.md"
+    os.mkfifo(other.with_name("pipe"))
+    if mark == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to({"loop": place, "link": other, "device": other.with_name("pipe")}[mark])
+    with suppress(InputError):  # of a link the link alone goes
+        remove_file(place)
+    assert os.path.lexists(place) == (mark != "link")
+    if mark == "link":
+        place.symlink_to(other)
+        with pytest.raises(InputError, match="r.md: is in the way"):
+            require_own(out, {"r.json": ("r.md",)})
+        with pytest.raises(InputError, match="a link in .* leads there"), written_together(out, "set"):
+            write_text(place, "new")
+    else:
+        place.rename(out / "r.json")
+        with pytest.raises(InputError, match="r.json: is in the way"):
+            require_own(out, {"r.json": ("r.md",)})
+    assert other.read_text() == '{"schema": 1}' and other.with_name("pipe").is_fifo()
 
 
 CALLS = ("open", "fsync", "replace")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import lzma
 import math
-import stat
 import tokenize
 import zipfile
 import zlib
@@ -22,10 +21,10 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
-from thoraclip.documents import Limits, parse_json
+from thoraclip.documents import Limits, parse_json, regular
 from thoraclip.errors import ThoraclipError, first_line
 
-__all__ = ["Expected", "Shape", "open_npy", "read_npz", "read_safetensors", "regular"]
+__all__ = ["Expected", "Shape", "open_npy", "read_npz", "read_safetensors"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int | str, ...]
@@ -129,13 +128,6 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("i8"),
     "U8": np.dtype("u1"),
 }
-
-
-def regular(path: Path) -> Path:
-    """The path; raises ValueError or OSError where no file is there."""
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-        raise ValueError("it is no file")
-    return path
 
 
 def _require_names(names: list[str], expected: Expected) -> None:

@@ -17,7 +17,17 @@ from typing import Any, NoReturn
 
 from thoraclip.errors import ConfigError, InputError, ThoraclipError, first_line
 
-__all__ = ["LARGE", "Limits", "kept_json", "parse_json", "parse_toml", "read_bytes", "read_json", "read_toml"]
+__all__ = [
+    "LARGE",
+    "Limits",
+    "kept_json",
+    "parse_json",
+    "parse_toml",
+    "read_bytes",
+    "read_json",
+    "read_toml",
+    "regular",
+]
 
 DIGITS = 100
 """Most characters of a number. `tokenizer_config.json` has one of 31; a float holds 10^100."""
@@ -40,10 +50,6 @@ class Limits:
 LARGE = Limits(bytes=1 << 30, values=100_000_000)
 """Of a document with a place for every image."""
 _SETTINGS = Limits(bytes=1 << 20, values=100_000)  # tomllib reads 2 MB a second
-
-
-class _WrongError(ValueError):
-    """A document breaks a rule of this module."""
 
 
 def parse_json(
@@ -69,7 +75,7 @@ def parse_json(
     try:
         text = _text(data, limits)
         if text.count(",") >= limits.values:
-            raise _WrongError(f"more than {limits.values} values")
+            raise ValueError(f"more than {limits.values} values")
         value = json.loads(
             text, object_pairs_hook=_table, parse_int=_whole, parse_float=_real, parse_constant=_constant
         )
@@ -91,7 +97,7 @@ def parse_toml(
     try:
         text = _text(data, limits)
         if _LONG_KEY.search(text):
-            raise _WrongError(f"a key of more than {KEY_PARTS} parts")
+            raise ValueError(f"a key of more than {KEY_PARTS} parts")
         value = tomllib.loads(text, parse_float=_real)
         _check(value, limits)
     except (ValueError, RecursionError) as cause:
@@ -130,9 +136,7 @@ def read_bytes(path: Path, *, error: type[ThoraclipError], remedy: str, most: in
     """The content of a file of at most `most` bytes; raises `error` where it is missing, no file (a pipe would never
     end), larger, or cannot be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise error(f"{path}: is no file; {remedy}")
-        with path.open("rb") as stream:
+        with regular(path).open("rb") as stream:
             data = stream.read(most + 1)
     except FileNotFoundError as cause:
         raise error(f"{path}: is missing; {remedy}") from cause
@@ -143,9 +147,16 @@ def read_bytes(path: Path, *, error: type[ThoraclipError], remedy: str, most: in
     return data
 
 
+def regular(path: Path) -> Path:
+    """The path; raises ValueError or OSError where no file is there."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+        raise ValueError("it is no file")
+    return path
+
+
 def _text(data: bytes | str, limits: Limits) -> str:
     if len(data) > limits.bytes:
-        raise _WrongError(f"larger than {limits.bytes:,} bytes")
+        raise ValueError(f"larger than {limits.bytes:,} bytes")
     return data if isinstance(data, str) else data.decode("utf-8-sig")
 
 
@@ -160,7 +171,7 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _WrongError(f"key {twice[:60]!r} stands there twice")
+        raise ValueError(f"key {twice[:60]!r} stands there twice")
     return table
 
 
@@ -175,12 +186,12 @@ def _real(text: str) -> float:
 
 def _short(text: str) -> str:
     if len(text) > DIGITS:
-        raise _WrongError(f"a number of more than {DIGITS} digits")
+        raise ValueError(f"a number of more than {DIGITS} digits")
     return text
 
 
 def _constant(text: str) -> NoReturn:
-    raise _WrongError(f"{text[:60]} is no finite number")
+    raise ValueError(f"{text[:60]} is no finite number")
 
 
 def _check(value: Any, limits: Limits) -> None:
@@ -191,14 +202,14 @@ def _check(value: Any, limits: Limits) -> None:
         for one in level:
             if isinstance(one, str):
                 if _NO_TEXT.search(one):
-                    raise _WrongError("a text holds a NUL or half a surrogate pair")
+                    raise ValueError("a text holds a NUL or half a surrogate pair")
             elif isinstance(one, dict):
                 below += one
                 below += one.values()
             elif isinstance(one, list):
                 below += one
             elif isinstance(one, int) and abs(one) >= 10**DIGITS:  # TOML: tomllib has no hook for whole numbers
-                raise _WrongError(f"a number of more than {DIGITS} digits")
+                raise ValueError(f"a number of more than {DIGITS} digits")
         if not below:
             return
         level = below

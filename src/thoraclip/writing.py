@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from thoraclip.disk import needing_room, writing
+from thoraclip.documents import regular
 from thoraclip.errors import InputError
 
 __all__ = [
@@ -48,6 +49,9 @@ __all__ = [
 _PART, _SET = ".thoraclip-part", ".thoraclip-set"
 _LONGEST_NAME = 200
 """Bytes of a name that a temporary name is made from; systems take 255."""
+
+_OURS = re.compile(rb'"schema":\s*\d|"versions":\s*\{|"images/image_id"')
+"""Stands in every JSON file of ours; the last is a field of the data card's record."""
 
 HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 """The outputs that this process has locked."""
@@ -128,11 +132,11 @@ def require_own(folder: Path, groups: Mapping[str, Sequence[str]], others: Mappi
             raise InputError(f"{folder}: holds {what}, whose files would be replaced; choose another --out")
     for mark, names in groups.items():
         is_own = False
-        with suppress(OSError):
-            content = (folder / mark).read_bytes()  # nothing, after a power cut
-            is_own = not content or re.search(rb'"(schema|versions|@context)"', content) is not None
-        for file in () if is_own else (folder / name for name in (mark, *names)):
-            if os.path.lexists(file):
+        with suppress(OSError, ValueError):
+            content = regular(folder / mark).read_bytes()  # nothing, after a power cut
+            is_own = not content or _OURS.search(content) is not None
+        for file in (folder / name for name in (mark, *names)):
+            if os.path.lexists(file) and not (is_own and real_path(folder) in real_path(file).parents):
                 raise InputError(f"{file}: is in the way, and not of an earlier run; move it, or choose another --out")
 
 
@@ -170,6 +174,8 @@ def written_together(folder: Path, name: str) -> Iterator[None]:
 
 
 def _below(folder: Path, path: Path) -> str:
+    if folder not in path.parents:
+        raise InputError(f"{path}: a link in {folder} leads there; remove the link, or choose another --out")
     return path.relative_to(folder).as_posix()
 
 
@@ -182,12 +188,14 @@ def end_sets(folder: Path, name: str = "") -> None:
 def _end_set(note: Path) -> None:
     """Rename what is not renamed yet, and remove the list; any process may, at any time."""
     try:
-        pairs = [(note.parent / part, note.parent / file) for part, file in json.loads(note.read_text("utf-8"))]
+        listed = json.loads(regular(note).read_text("ascii"))
+        pairs = [(note.parent / part, note.parent / file) for part, file in listed]
+        is_ours = all(_is_part_of(*pair) and real_path(note.parent) in real_path(pair[1]).parents for pair in pairs)
     except (FileNotFoundError, NotADirectoryError):
         return
-    except (OSError, ValueError, TypeError):
-        pairs = [(note, note)]
-    if not all(_is_part_of(*pair) and ".." not in pair[1].parts and note.parent in pair[1].parents for pair in pairs):
+    except (OSError, ValueError, TypeError, RecursionError):
+        is_ours = False
+    if not is_ours:
         raise InputError(f"{note}: is not a list that thoraclip wrote; move it, or choose another --out")
     for part, file in pairs:
         with writing(file), suppress(FileNotFoundError):  # renamed before
@@ -245,9 +253,10 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file of ours, if it is there, and what a killed process left of it."""
-    target = real_path(path)
-    target.unlink(missing_ok=True)
+    """Remove a file of ours, or a link to one, if it is there, and what a killed process left of it; raises as
+    `require_file`."""
+    target = require_file(path)
+    path.unlink(missing_ok=True)  # not what a link leads to
     remove_leftovers(target.parent, target.name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.bundle.conftest import Workshop
 from tests.conftest import files
 
 from thoraclip.bundle import export, onnx, parity
-from thoraclip.bundle.export import export_bundle
+from thoraclip.bundle.export import export_bundle, require_place
 from thoraclip.bundle.format import read_bundle
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.bundle.opening import open_bundle
@@ -202,6 +203,17 @@ def test_an_old_bundle_is_replaced_and_other_things_are_not(workshop: Workshop, 
     with pytest.raises(ConfigError, match="images = 0: a whole number from 1"):
         export_bundle(original, tmp_path / "out", images=0)
     shutil.copytree(workshop.bundle("probe"), tmp_path / "out")
+    sums, theirs = tmp_path / "out" / "SHA256SUMS", tmp_path / "out" / "mine.txt"
+    theirs.write_text("x")
+    line, sealed = f"{'0' * 64}  mine.txt\n", sums.read_text()
+    for text in (sealed, line, line + sealed, None):  # as of a download; nor is one with a line more ours
+        sums.unlink()
+        sums.write_text(text) if text else os.mkfifo(sums)
+        with pytest.raises(InputError, match="is not of a bundle; move it"):
+            require_place(tmp_path / "out")
+    theirs.unlink()
+    sums.unlink()
+    sums.write_text(sealed)
     (tmp_path / "out" / "model.onnx").write_bytes(b"broken")
     export_bundle(original, tmp_path / "out", images=30)
     assert parity_of(open_bundle(tmp_path / "out"))["test"]["images"] == 30

@@ -22,7 +22,7 @@ from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.seal import seal
 from thoraclip.errors import InputError, MismatchError, ParityError, ThoraclipError
 
-FACTS = json.loads((GOOD / "bundle.json").read_text())
+FACTS = json.loads((GOOD / "bundle.json").read_text()) | {"bits": 12, "weights": "u8"}  # all that a bundle may say
 PLACES = sorted(places(FACTS), key=repr)
 
 
@@ -79,6 +79,7 @@ def test_any_value_anywhere_is_read_or_refused(
     try:
         found = read_bundle(folder)
         assert found.title and 1 <= found.preprocess.size <= 4096 and min(found.preprocess.std) > 0
+        assert found.bits is None or 8 <= found.bits <= 16
         assert found.scaling is None or 0 < found.scaling.temperature < 1e4
         assert all(isinstance(name, str) and name for name in found.labels.names)
         assert isinstance(found.facts["provenance"]["inputs"].get("manifest"), str | None)

@@ -373,6 +373,12 @@ def change(partial: Path, statement: str) -> None:
         table.execute(statement)
 
 
+def test_a_pipe_in_the_place_of_a_partial_table_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv.partial")
+    with pytest.raises(InputError, match=r"t\.csv\.partial: is not a regular file"):
+        Table(tmp_path / "t.csv", LABELS, "csv", fingerprint="f")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -133,7 +133,7 @@ OTHERS = {
     "zeroshot": ["README.md", "config.toml", "model/weights.bin", "predictions.parquet"],
     "study": ["config.toml", "report.html", "metrics.jsonl"],
     "demo": ["config.toml"],
-    "export": ["notes.txt"],
+    "export": ["notes.txt", "bundle.json", "SHA256SUMS"],
     "phantom": ["notes.txt"],
     "embed": ["embeddings.json"],
     "index": ["m.index.json", "m.facts.jsonl"],

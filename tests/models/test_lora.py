@@ -290,9 +290,12 @@ def test_a_saved_folder_is_whole_and_replaces_the_one_before(checkpoints: dict[s
     folder = tmp_path / "run" / "adapter"
     folder.mkdir(parents=True)
     (folder / "old.txt").touch()
-    with pytest.raises(InputError, match="adapter: holds other things than what is to be written"):
-        tuned.save(folder, {"fold": 3})
-    (folder / "adapter_config.json").touch()
+    for marked in (False, True):
+        if marked:
+            (folder / "adapter_config.json").touch()
+        with pytest.raises(InputError, match="adapter: holds other things than what is to be written"):
+            tuned.save(folder, {"fold": 3})
+    (folder / "old.txt").unlink()
     tuned.save(folder, {"fold": 3})
     assert list(files(folder)) == ["adapter_config.json", "adapter_model.safetensors", "thoraclip.json"]
     assert [p.name for p in folder.parent.iterdir()] == ["adapter"]

@@ -38,6 +38,12 @@ def test_the_token_lets_in(opened: Opened, header: str) -> None:
     assert opened(token=TOKEN).get("/card", headers={"authorization": header}).status_code == 200
 
 
+def test_a_token_of_any_letters_lets_in(opened: Opened) -> None:
+    token = "Schlüssel-für-Röntgenbilder"
+    for header in (f"Bearer {token}", basic(f"anyone:{token}")):
+        assert opened(token=token).get("/card", headers={"authorization": header.encode()}).status_code == 200
+
+
 def test_without_it_nothing_is_told_but_to_what_watches_over_the_process(opened: Opened) -> None:
     client = opened(token=TOKEN)
     headers = [

@@ -157,6 +157,11 @@ def test_another_kind_of_file_is_refused(manifest: Manifest, tmp_path: Path) -> 
     write_table(path, plain, kind="captions", schema=1)
     with pytest.raises(ManifestError, match=r"p\.parquet: column 'with_label' is missing; write the captions with"):
         read_captions(path)
+    for wrong in (pa.array([1]), pa.array([b"t"]), pa.array([["t"]]), pa.array([None])):
+        other = plain.append_column("with_label", pa.array([True])).set_column(2, "text", wrong)
+        write_table(path, other, kind="captions", schema=1)
+        with pytest.raises(ManifestError, match="column 'text' holds .*, not string; write the captions"):
+            read_captions(path)
     whole = plain.append_column("with_label", pa.array([True]))
     write_table(path, whole, kind="captions", schema=1)
     assert read_captions(path) == Captions(("a",), ("x",), ("t",), (True,), {})

@@ -21,7 +21,7 @@ from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, read
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import open_table, write_table
 
-ENCODER, SPEC = {"model": "tiny"}, {"size": 32}
+ENCODER, SPEC = {"weights": "tiny", "precision": "fp32"}, {"size": 32}
 
 
 @pytest.fixture
@@ -76,6 +76,16 @@ def test_an_unfinished_folder_is_refused_with_the_command(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_embeddings(folder)
     assert f"{folder}: no finished embeddings; make them with: thoraclip embed" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoder": {}}, {"encoder": None}, {"encoder": {"weights": [], "precision": "x"}}, {"preprocess": 1}]
+)
+def test_facts_that_are_none_are_refused(folder: Path, change: dict[str, Any]) -> None:
+    note = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps(note | change))
+    with pytest.raises(ManifestError, match=r"embeddings\.json: (encoder|preprocess).* is needed; delete the folder"):
+        read_embeddings(folder)
 
 
 def test_a_newer_schema_is_refused(folder: Path) -> None:

@@ -58,6 +58,13 @@ def test_classes_and_labels_must_agree(labels: list[Any], classes: list[str], me
         rows(label=labels).label_set(classes)
 
 
+@pytest.mark.parametrize("bits", [-5, 3, 17, 10**9])
+def test_a_depth_that_no_image_has_is_refused(bits: int) -> None:
+    with pytest.raises(ManifestError, match=f"bits = {bits}: 8 to 16 are expected; index the images again"):
+        rows(bits=[12, bits])
+    assert rows(bits=[0, 8, 16, None]).bits == [None, 8, 16, None]
+
+
 def test_an_empty_table_and_a_split_of_another_spelling_are_refused() -> None:
     with pytest.raises(ManifestError, match="no rows"):
         Manifest.from_rows([], Path("/data"))

@@ -22,7 +22,7 @@ from thoraclip.bundle.calibration import calibrate, fit_reference, measure
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.bundle.parity import ModelSession
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
-from thoraclip.bundle.seal import FACTS, is_bundle, not_sealed, seal
+from thoraclip.bundle.seal import FACTS, others_in, seal
 from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.splits import independent_groups
@@ -63,7 +63,7 @@ def export_bundle(
         why = f"the run '{original.name}' has learned from no picture"
         raise ConfigError(f"thumbnails = {thumbnails}: {why}; leave it out")
     session = ModelSession(original, images=images, seed=seed, progress=progress, is_int8=int8)
-    with whole_folder(out, is_bundle) as part:
+    with whole_folder(out, lambda folder: not others_in(folder)) as part:
         announce("writing the model")
         module = grey_classifier(original.classifier)
         write_onnx(module, part / layout.MODEL)
@@ -175,7 +175,5 @@ def require_place(out: Path) -> None:
     """Raise InputError unless a bundle may be written at `out`: nothing else may be there, nor in a bundle there."""
     if out.is_file():
         raise InputError(f"{out}: is a file, and a bundle is a folder; name another --out")
-    if out.is_dir() and any(out.iterdir()) and not is_bundle(out):
-        raise InputError(f"{out}: holds other things than a bundle; name a new folder with --out")
-    if others := not_sealed(out):
-        raise InputError(f"{others[0]}: is not of the bundle; move it, or name a new folder with --out")
+    if out.is_dir() and (others := others_in(out)):
+        raise InputError(f"{others[0]}: is not of a bundle; move it, or name a new folder with --out")

@@ -108,8 +108,7 @@ class Bundle:
     @property
     def bits(self) -> int | None:
         """Depth of the training images, for 16-bit pictures that state none; bundles of earlier versions have none."""
-        bits = self.facts.get("bits")
-        return int(bits) if bits else None
+        return self.facts.get("bits") or None
 
     @property
     def title(self) -> str:
@@ -218,12 +217,13 @@ _FACTS = table(
     weights=optional(text),
     labels=sequence(text, 2, 1000, unique=True),
     preprocess=PREPROCESS_SHAPE,
+    bits=optional(whole(8, 16)),
     temperature=optional(number(1e-3, 1e3)),
     novelty=optional(OOD_SHAPE),
     thumbnails=optional(table(images=whole(1, 100_000))),
     run=table(fold=optional(whole())),
     provenance=table(inputs=mapping(text), versions=mapping(text)),
-    may=["quantisation", "weights", "thumbnails"],
+    may=["quantisation", "weights", "bits", "thumbnails"],
 )
 
 

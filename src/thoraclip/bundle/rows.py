@@ -22,6 +22,7 @@ from math import inf
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from thoraclip.disk import writing
 from thoraclip.errors import ConfigError, InputError, MismatchError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, make_folder, remove_leftovers, require_file
@@ -171,13 +172,10 @@ class Table:
             self._stream.write(self._head)
         if self._file is not None and self._partial is not None:
             _require_table(self._file)
+            require_file(self._partial)
             make_folder(self._file.parent)
-            try:
+            with writing(self._partial):
                 self._partial.touch()
-            except OSError as error:
-                raise InputError(
-                    f"{self._partial}: cannot be written ({error.strerror}); choose another --out"
-                ) from error
         # without a name: a temporary one
         self._connection = sqlite3.connect(self._partial or "", isolation_level=None, timeout=0)
         self._execute = self._connection.execute

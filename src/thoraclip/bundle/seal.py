@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoraclip.documents import read_bytes
-from thoraclip.errors import InputError, MismatchError
+from thoraclip.documents import kept_json, read_bytes
+from thoraclip.errors import InputError, MismatchError, ThoraclipError
 from thoraclip.runs import file_sha256, write_text
 
-__all__ = ["FACTS", "Seal", "is_bundle", "not_sealed", "read_seal", "seal"]
+__all__ = ["FACTS", "Seal", "is_bundle", "others_in", "read_seal", "seal"]
 
 FACTS, _SUMS = "bundle.json", "SHA256SUMS"
 _REMEDY = "copy the bundle again, or export it again"
@@ -31,14 +31,15 @@ def is_bundle(folder: Path) -> bool:
     return (folder / FACTS).is_file() or (folder / _SUMS).is_file()
 
 
-def not_sealed(folder: Path) -> list[Path]:
-    """What lies in the folder of a bundle and is not named in its checksums; nothing where there are none."""
+def others_in(folder: Path) -> list[Path]:
+    """What lies in a folder and is not of a bundle: all of it, unless its checksums are as `seal` writes them and
+    `bundle.json` is one."""
     try:
-        lines = (folder / _SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    named = {_SUMS, *(line.partition("  ")[2] for line in lines)}
-    return sorted(place for place in folder.iterdir() if place.name not in named)
+        sums = _read_sums(folder / _SUMS)
+    except ThoraclipError:
+        sums = {}
+    own = {_SUMS, *sums} if sums and "preprocess" in kept_json(folder / FACTS) else {}
+    return sorted(place for place in folder.iterdir() if place.name not in own)
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,22 @@ def read_seal(folder: Path) -> Seal:
         raise InputError(f"{folder}: {what}; name a folder that `thoraclip export RUN --out BUNDLE` wrote")
     if not (file := folder / _SUMS).is_file():
         raise InputError(f"{file}: is missing, so the bundle cannot be checked; {_REMEDY}")
-    data = read_bytes(file, error=MismatchError, remedy=_REMEDY, most=1 << 20)
-    sums = {line[66:]: line[:64] for line in data.decode("utf-8", "replace").split("\n")[:-1]}
-    named = all(Path(name).name == name and _SHA256.fullmatch(sha256) for name, sha256 in sums.items())
-    if not named or _text(sums).encode() != data or FACTS not in sums:  # also for a name that stands there twice
-        raise MismatchError(f"{file}: was changed since the bundle was made; {_REMEDY}")
+    sums = _read_sums(file)
     for name in sums:
         if not (file := folder / name).is_file():
             raise InputError(f"{file}: is missing from the bundle; {_REMEDY}")
         if file.stat().st_size > _MOST_BYTES:
             raise MismatchError(f"{file}: is larger than {_MOST_BYTES:,} bytes; {_REMEDY}")
     return Seal(folder, sums)
+
+
+def _read_sums(file: Path) -> dict[str, str]:
+    data = read_bytes(file, error=MismatchError, remedy=_REMEDY, most=1 << 20)
+    sums = {line[66:]: line[:64] for line in data.decode("utf-8", "replace").split("\n")[:-1]}
+    named = all(Path(name).name == name and _SHA256.fullmatch(sha256) for name, sha256 in sums.items())
+    if not named or _text(sums).encode() != data or FACTS not in sums:  # also for a name that stands there twice
+        raise MismatchError(f"{file}: was changed since the bundle was made; {_REMEDY}")
+    return sums
 
 
 def _text(sums: Mapping[str, str]) -> str:

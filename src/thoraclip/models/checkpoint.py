@@ -15,8 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from thoraclip.array_files import regular
-from thoraclip.documents import read_json
+from thoraclip.documents import read_json, regular
 from thoraclip.errors import MismatchError, ModelError, first_line
 from thoraclip.models.files import SHIPPED, Checkpoint, fingerprint, locate, read_note
 from thoraclip.shapes import check, table

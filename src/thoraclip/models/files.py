@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from thoraclip.array_files import regular
-from thoraclip.documents import read_json
+from thoraclip.documents import read_json, regular
 from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, did_you_mean
 from thoraclip.runs import write_json
 from thoraclip.shapes import Check, check, number, table, text, whole
@@ -40,6 +39,11 @@ SHIPPED = ("tiny-clip",)
 PRECISIONS = ("auto", "fp32", "bf16")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"
+_WRITTEN = {
+    "adapter_config.json", "adapter_model.safetensors",
+    "config.json", "preprocessor_config.json", "model.safetensors", _ABOUT,
+}  # fmt: skip
+"""All that lies in a folder of weights."""
 _SCHEMA = 1
 T = TypeVar("T")
 
@@ -164,8 +168,9 @@ def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) ->
 
 
 def holds_weights(folder: Path) -> bool:
-    """True for a folder of trained weights: what `write_about` has marked, or a PEFT adapter."""
-    return (folder / _ABOUT).is_file() or (folder / "adapter_config.json").is_file()
+    """True for a folder of trained weights, what `write_about` has marked or a PEFT adapter, and of nothing else."""
+    is_marked = (folder / _ABOUT).is_file() or (folder / "adapter_config.json").is_file()
+    return is_marked and {place.name for place in folder.iterdir()} <= _WRITTEN
 
 
 def require_adapter(name: str) -> dict[int | None, Path]:

@@ -174,7 +174,7 @@ def _secret(authorization: str) -> bytes:
     """The token of a header: after `Bearer`, or the password after `Basic`, as a browser asks for it."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip().encode("utf-8", "surrogateescape")
+        return value.strip().encode("latin-1")
     if scheme.lower() == "basic":
         with suppress(ValueError):
             return base64.b64decode(value, validate=True).partition(b":")[2]

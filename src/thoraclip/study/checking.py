@@ -14,9 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from thoraclip.array_files import regular
 from thoraclip.config import require_known
-from thoraclip.documents import read_json
+from thoraclip.documents import read_json, regular
 from thoraclip.errors import (
     ConfigError,
     InputError,

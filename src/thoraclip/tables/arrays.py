@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.locks import is_main_process
 from thoraclip.runs import make_folder, needing_room, remove_file, take_room, write_json
-from thoraclip.shapes import check, table, text, whole
+from thoraclip.shapes import Check, check, table, text, whole
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import StoredTable, open_table, write_table
 
@@ -42,6 +42,7 @@ class ArrayKind:
     arrays: Mapping[str, tuple[str, int]]  # array name -> (type, number of dimensions)
     schema: int  # the newest schema that this version reads
     remedy: str  # the command that makes such a folder
+    facts: Mapping[str, Check] = field(default_factory=dict)  # what its JSON file must say of them
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
         raise InputError(f"{folder}: no finished {kind.name}; make them with: {kind.remedy}")
     remedy = f"delete the folder and run {kind.remedy}"
     facts = read_json(note, error=ManifestError, remedy=remedy)
-    check(facts, table(schema=whole(1), fingerprint=text), note, error=ManifestError, remedy=remedy)
+    check(facts, table(kind.facts, schema=whole(1), fingerprint=text), note, error=ManifestError, remedy=remedy)
     schema, fingerprint = facts.pop("schema"), facts.pop("fingerprint")
     if schema > kind.schema:
         raise ManifestError(f"{folder}: schema {schema} is newer than {kind.schema}; upgrade thoraclip")

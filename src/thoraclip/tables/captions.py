@@ -130,9 +130,11 @@ def read_captions(path: Path | str) -> Captions:
 
 def _read_parquet(path: Path) -> Captions:
     stored = open_table(path, kind="captions", newest_schema=_SCHEMA)
-    for name in _COLUMNS:
-        if name not in stored.schema.names:
-            raise ManifestError(f"column '{name}' is missing; write the captions with: thoraclip caption")
+    for name, kind in _COLUMNS.items():
+        own = stored.schema.field(name).type if name in stored.schema.names else None
+        if own != kind:
+            what = "is missing" if own is None else f"holds {own}, not {kind}"
+            raise ManifestError(f"column '{name}' {what}; write the captions with: thoraclip caption")
     table, origin = stored.read(), stored.meta.get("origin")
     columns = {name: tuple(table[name].to_pylist()) for name in _COLUMNS}
     return Captions(**columns, origin=dict(origin) if isinstance(origin, Mapping) else {})

@@ -14,13 +14,15 @@ from typing import Any
 from thoraclip.dtypes import Singles
 from thoraclip.imaging import DECODING
 from thoraclip.runs import digest
+from thoraclip.shapes import table, text
 from thoraclip.tables.arrays import ArrayKind, ImageArrays, read_arrays
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["EMBEDDINGS", "Embeddings", "embeddings_fingerprint", "read_embeddings"]
 
 _ARRAYS = {"pooled": ("float32", 2), "projected": ("float32", 2)}
-EMBEDDINGS = ArrayKind(name="embeddings", arrays=_ARRAYS, schema=1, remedy="thoraclip embed")
+_FACTS = {"encoder": table(weights=text, precision=text), "preprocess": table()}
+EMBEDDINGS = ArrayKind(name="embeddings", arrays=_ARRAYS, schema=1, remedy="thoraclip embed", facts=_FACTS)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,9 @@ class Manifest:
         for split in sorted(self.values("split").unique().drop_null().to_pylist()):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
+        for bits in self.table["bits"].unique().to_pylist() if "bits" in self.table.column_names else ():
+            if isinstance(bits, int) and bits and not 8 <= bits <= 16:
+                raise ManifestError(f"manifest: bits = {bits}: 8 to 16 are expected; index the images again")
         for column in () if self.may_leak else ("split", "fold"):
             shared = self.table["patient"].filter(pa.array(self.conflicting(column)))
             if len(shared):
