@@ -6,6 +6,7 @@ The files are written by hand, so that no reader of ours or of Pillow's decides 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from tests.conftest import draw_picture, examples
 from tests.imaging.files import Array, chunk, encoded, png
 
@@ -354,6 +355,43 @@ def test_gamma_of_palettes_and_of_what_is_transparent() -> None:
     linear = data[:33] + chunk(b"gAMA", struct.pack(">I", 100_000)) + data[33:]
     shown = scaled([[10, 200], [100, 50]], 8, 1 / 2.2) * np.array([[255, 128], [0, 255]]) / 255
     close(decode(linear), shown, within=1)
+
+
+def grey_profile(gamma: float) -> bytes:
+    """An ICC profile of version 2 for grey pictures (ICC.1:2001-04): its white point, and a curve of one number."""
+    white = struct.pack(">3i", *(round(65536 * part) for part in (0.9642, 1, 0.8249)))
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + white, b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(256 * gamma))}
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content
+    size = 128 + len(table) + len(body)
+    head = struct.pack(">I4xI12s12x4s28x", size, 0x02100000, b"mntrGRAYXYZ ", b"acsp") + white
+    return head.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+@pytest.mark.parametrize("gamma", [1.0, 1.8, 2.2, 3.0, None])
+def test_a_profile_that_shows_other_greys_is_remarked(kind: str, mode: str, gamma: float | None) -> None:
+    if (kind, mode) == ("JPEG", "I;16"):
+        return
+    image, stream = (
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("L").convert(mode),
+        io.BytesIO(),
+    )
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.save(stream, kind, icc_profile=srgb if gamma is None else grey_profile(gamma))
+    (said,) = [remark for remark in decode(stream.getvalue()).remarks if "ICC" in remark] or [None]
+    level = np.arange(48, 256, 16) / 255
+    power = level ** (gamma or 2.2)
+    shown = np.where(power <= 0.0031308, 12.92 * power, 1.055 * power ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    change = 255 * (shown - level)[np.abs(shown - level).argmax()]
+    if gamma in (2.2, None):
+        assert abs(change) < 8 and said is None
+    else:
+        assert said is not None and ("brighter" if change > 0 else "darker") in said
+        assert abs(int(re.findall(r"\d+", said)[0]) - abs(change)) <= 1
 
 
 def test_two_files_that_differ_in_one_pixel(shared: Path) -> None:

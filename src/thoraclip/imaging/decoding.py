@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging.deep import alpha_remarks, deep_grey, display_exponent, is_deep, png_chunks
@@ -25,6 +26,8 @@ DECODING = 4
 """Number of the rules by which files become grey; what was kept under another number is made again."""
 MAX_BYTES = 512 * 1024**2
 """Larger files are not read: 100 megapixels of 16 bits take 200 MB."""
+_NO_DIFFERENCE = 8
+"""Of 255 levels: a profile that changes greys by less needs no remark; 2.2 against sRGB is 3, 1.8 is 17."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,24 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture{foreign and f' ({foreign})'}") from error
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
+    remarks += _profile_remarks(image)
     kind = "JPEG" if kind == "MPO" else kind
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, depth=depth, remarks=remarks)
+
+
+def _profile_remarks(image: Image.Image) -> tuple[str, ...]:
+    """A remark where a picture's ICC profile shows other greys than a screen without it (sRGB) does."""
+    levels, change = np.arange(48, 256, 16, dtype=np.uint8), 0
+    greys = Image.fromarray(levels[None])
+    with suppress(ImageCms.PyCMSError, OSError):  # no profile, a damaged one, or one of another kind of picture
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile", b"")))
+        greys = greys.convert("L" if profile.profile.xcolor_space.strip() == "GRAY" else "RGB")
+        shown = ImageCms.profileToProfile(greys, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        change = max(np.asarray(shown)[0, :, 1].astype(int) - levels, key=abs)
+    if abs(change) < _NO_DIFFERENCE:
+        return ()
+    how = f"{abs(change)} of 255 levels {'brighter' if change > 0 else 'darker'}"
+    return (f"its ICC profile is not applied; with it, greys are up to {how}",)
 
 
 def _to_grey(image: Image.Image, exponent: float, remarks: tuple[str, ...]) -> tuple[Grey, tuple[str, ...]]:
