@@ -130,6 +130,15 @@ def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, 
         ("card", {"license": "CC0-1.0"}, r"^card: unknown setting 'license'; did you mean 'licence'\?$"),
         ("probe", {"config": "z.toml"}, r"z\.toml: holds settings of another method than 'probe'"),
         ("probe", {"manifest": "nowhere.parquet"}, "nowhere"),
+        ("probe", {"only_folds": [1, 1]}, r"only_folds = \[1, 1\]: every value is needed once"),
+        ("probe", {"only_folds": [7]}, "manifest: no fold 7, which only_folds names"),
+        ("zeroshot", {"classes": ["Normal", "b"]}, "class 'b' has no image; known"),
+        ("zeroshot", {"classes": ["a", "a"]}, "every value is needed once"),
+        ("zeroshot", {"model": ""}, "model '': no such folder or shipped model"),
+        ("zeroshot", {"adapter": "none"}, "adapter 'none': no adapter there; name a PEFT adapter folder"),
+        ("zeroshot", {"prompts": "p.toml"}, "prompts 'p': no image is of class 'Covid29'"),
+        ("finetune", {"captions": "none.parquet"}, r"none\.parquet: no such captions file"),
+        ("finetune", {"processes": 7}, "processes = 7, but 1 was started"),
     ],
 )
 def test_mistakes_name_the_verb(
@@ -137,6 +146,7 @@ def test_mistakes_name_the_verb(
 ) -> None:
     monkeypatch.chdir(manifest_file.parent)
     Path("z.toml").write_text('kind = "zeroshot"\n')
+    Path("p.toml").write_text('[classes]\nCovid29 = ["pneumonia"]\n')
     with pytest.raises(ThoraclipError, match=message):
         getattr(thoraclip, verb)(**{"manifest": manifest_file, "out": "p", **settings})
     assert not Path("p").exists()

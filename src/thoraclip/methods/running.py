@@ -21,7 +21,6 @@ from thoraclip.documents import LARGE, read_json
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.models.files import require_adapter
 from thoraclip.runs import (
     Progress,
     RunFolder,
@@ -140,8 +139,7 @@ def parts(
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
     numbers = sorted(set(folds[folds >= 0].tolist()))
-    if numbers:
-        require_folds(only, numbers)
+    require_folds(only, numbers)
     held_out: Sequence[int | None] = (only or numbers) if numbers else [None]
     for fold in held_out:
         if fold is None:
@@ -228,7 +226,7 @@ def run_method(
 
     Raises:
         ConfigError: several processes were started for a method that runs in one.
-        InputError: no adapter where the config names one; nothing is written then.
+        ThoraclipError: it cannot run; `checking.check_method` says most of that before anything is written.
     """
     require_shared_work(kind)
     out, cache, pixels = Path(out), Path(cache) if cache else None, Path(pixels) if pixels else None
@@ -237,8 +235,6 @@ def run_method(
     if is_main_process():
         end_sets(out)
     if not folder.is_done(fingerprint):
-        if adapter := getattr(config, "adapter", ""):
-            require_adapter(adapter)
         if method.trains_network:
             from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 

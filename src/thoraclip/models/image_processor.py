@@ -20,8 +20,8 @@ _PROCESSOR = "processor_config.json"
 _IMAGE_PROCESSOR = "preprocessor_config.json"
 _CUT_BELOW = 384
 """ConvNeXt's processor, which ResNet has too, does not cut images of this side and larger."""
-_CUT: Mapping[str, Any] = {"do_center_crop": True, "is_square": False}
-_BILINEAR: Mapping[str, Any] = {"resample": 2}
+_CUT: dict[str, Any] = {"do_center_crop": True, "is_square": False}
+_BILINEAR: dict[str, Any] = {"resample": 2}
 _KINDS: Mapping[str, Mapping[str, Any]] = {
     "": {},
     "Beit": {},
