@@ -109,6 +109,9 @@ def _check_adapter(folder: Path) -> None:
 def _read_header(file: Path, error_of: Any) -> None:
     try:
         with safe_open(regular(file), framework="numpy") as weights:
-            weights.keys()
+            names = [name for name in weights.keys() if name.endswith((".weight", ".bias"))]  # noqa: SIM118  no mapping
+            whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
     except (OSError, ValueError, SafetensorError) as error:
         raise error_of(f"{file.name} is not readable ({first_line(error)}); get it again") from error
+    if whole:
+        raise error_of(f"{file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised")

@@ -18,7 +18,7 @@ from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.documents import LARGE, read_json
-from thoraclip.errors import ManifestError, MismatchError
+from thoraclip.errors import ManifestError, MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.runs import (
@@ -239,6 +239,7 @@ def run_method(
             from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)
+        is_new = not out.exists()
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts | _manifest_file(manifest, out))
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
@@ -246,7 +247,15 @@ def run_method(
                     remove_file(stale)
         embeddings = cache or out / "embeddings"
         context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
-        output: MethodOutput | None = import_module(method.module).run(config, context)
+        try:
+            output: MethodOutput | None = import_module(method.module).run(config, context)
+        except ThoraclipError:  # before the first result, as of damaged weights: nothing is left behind
+            if is_main_process() and {file.name for file in out.iterdir()} <= {"config.toml", "provenance.json"}:
+                for file in (folder.file("config.toml"), folder.file("provenance.json")):
+                    remove_file(file)
+                if is_new:
+                    out.rmdir()
+            raise
         if output is not None:
             with written_together(out, "run"):
                 write_predictions(folder.file("predictions.parquet"), output.predictions)
