@@ -23,30 +23,18 @@ _CUT_BELOW = 384
 _CUT: dict[str, Any] = {"do_center_crop": True, "is_square": False}
 _BILINEAR: dict[str, Any] = {"resample": 2}
 _KINDS: Mapping[str, Mapping[str, Any]] = {
-    "": {},
-    "Beit": {},
-    "Bit": _CUT,
-    "Blip": {},
-    "CLIP": _CUT,
-    "ChineseCLIP": _CUT,
+    **{kind: {} for kind in ("", "Beit", "Blip", "DPT", "Pvt")},
+    **dict.fromkeys(("Bit", "CLIP", "ChineseCLIP", "Levit", "MobileViT"), _CUT),
+    **dict.fromkeys(("DINOv3ViT", "Segformer", "Siglip2", "ViT"), _BILINEAR),
+    **dict.fromkeys(("MobileNetV1", "MobileNetV2"), _CUT | _BILINEAR),
     "ConvNext": {"is_square": False, "crop_pct": 224 / 256},
-    "DINOv3ViT": _BILINEAR,
-    "DPT": {},
     "DeiT": {"do_center_crop": True},
     "EfficientNet": {"include_top": True},
-    "Levit": _CUT,
-    "MobileNetV1": _CUT | _BILINEAR,
-    "MobileNetV2": _CUT | _BILINEAR,
-    "MobileViT": _CUT,
     "PoolFormer": _CUT | {"crop_pct": 0.9},
-    "Pvt": {},
-    "Segformer": _BILINEAR,
     "Siglip": {"is_square": False},
-    "Siglip2": _BILINEAR,
-    "ViT": _BILINEAR,
 }
 """Image processors whose numbers `imaging` gives -> what their class says where the file is silent, besides
-`_DEFAULTS`; `is_square` is what a `size` of one number means. The first is of a file that names no class."""
+`_DEFAULTS`; `is_square` is what a `size` of one number means. "" is of a file that names no class."""
 _DEFAULTS: Mapping[str, Any] = {
     "do_center_crop": False,
     "do_rescale": True,

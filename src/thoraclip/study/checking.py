@@ -13,6 +13,7 @@ from pathlib import Path
 from thoraclip.errors import ConfigError, InputError, ManifestError, MissingExtraError, ThoraclipError
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.checking import check_method, check_model
+from thoraclip.methods.running import require_folds
 from thoraclip.study.external import listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest, read_manifest
@@ -80,9 +81,7 @@ def _check_split(config: StudyConfig, manifest: Manifest) -> None:
             "MANIFEST --folds 5 --out FILE"
         )
     folds = set(manifest.column("fold")) - {None} or (set() if named else set(range(config.folds)))
-    missing = sorted(set(config.only_folds) - folds)
-    if missing:
-        raise ManifestError(f"manifest: no fold {missing[0]}, which only_folds names; its folds are {sorted(folds)}")
+    require_folds(config.only_folds, sorted(folds))
 
 
 def _made_later(entry: MethodEntry, out: Path) -> set[str]:
