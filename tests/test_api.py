@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tests.conftest import Capture, files
 
 import thoraclip
 from thoraclip.api import hooks, methods
 from thoraclip.cards import CardSettings
 from thoraclip.cli.app import run
-from thoraclip.errors import ConfigError, LeakError, ThoraclipError
+from thoraclip.errors import ConfigError, LeakError, ModelError, ThoraclipError
 from thoraclip.methods import METHODS, Method
+from thoraclip.models.files import locate
 from thoraclip.tables.manifest import Manifest
 
 
@@ -130,6 +134,15 @@ def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, 
         ("card", {"license": "CC0-1.0"}, r"^card: unknown setting 'license'; did you mean 'licence'\?$"),
         ("probe", {"config": "z.toml"}, r"z\.toml: holds settings of another method than 'probe'"),
         ("probe", {"manifest": "nowhere.parquet"}, "nowhere"),
+        ("probe", {"only_folds": [1, 1]}, r"only_folds = \[1, 1\]: every value is needed once"),
+        ("probe", {"only_folds": [7]}, "manifest: no fold 7, which only_folds names"),
+        ("zeroshot", {"classes": ["Normal", "b"]}, "class 'b' has no image; known"),
+        ("zeroshot", {"classes": ["a", "a"]}, "every value is needed once"),
+        ("zeroshot", {"model": ""}, "model '': no such folder or shipped model"),
+        ("zeroshot", {"adapter": "none"}, "adapter 'none': no adapter there; name a PEFT adapter folder"),
+        ("zeroshot", {"prompts": "p.toml"}, "prompts 'p': no image is of class 'Covid29'"),
+        ("finetune", {"captions": "none.parquet"}, r"none\.parquet: no such captions file"),
+        ("finetune", {"processes": 7}, "processes = 7, but 1 was started"),
     ],
 )
 def test_mistakes_name_the_verb(
@@ -137,9 +150,28 @@ def test_mistakes_name_the_verb(
 ) -> None:
     monkeypatch.chdir(manifest_file.parent)
     Path("z.toml").write_text('kind = "zeroshot"\n')
+    Path("p.toml").write_text('[classes]\nCovid29 = ["pneumonia"]\n')
     with pytest.raises(ThoraclipError, match=message):
         getattr(thoraclip, verb)(**{"manifest": manifest_file, "out": "p", **settings})
     assert not Path("p").exists()
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.full((128, 192), torch.nan), "weight 'visual_projection.weight' holds NaN"),
+        (torch.zeros((128, 192), dtype=torch.int8), "weight 'visual_projection.weight' holds whole numbers"),
+    ],
+)
+def test_damaged_weights_leave_nothing_behind(
+    weight: torch.Tensor, message: str, manifest_file: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(locate("tiny-clip")[0], tmp_path / "damaged"))
+    weights = load_file(folder / "model.safetensors") | {"visual_projection.weight": weight}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        thoraclip.zeroshot(manifest_file, out=tmp_path / "run", model=str(folder))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", [*METHODS, "card"])

@@ -130,7 +130,7 @@ finite = st.floats(allow_nan=False, allow_infinity=True, min_value=0)
         seed=st.integers(),
         learning_rate=finite,
         use_mask=st.booleans(),
-        classes=st.lists(any_text, max_size=3).map(tuple),
+        classes=st.lists(any_text, max_size=3, unique=True).map(tuple),
         steps=st.none() | st.integers(),
         weights=st.none() | st.lists(finite, max_size=3).map(tuple),
     )

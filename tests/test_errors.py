@@ -47,7 +47,7 @@ def test_missing_extra_names_the_package_and_the_pip_line() -> None:
         ("bacth_size", ["batch_size", "seed"], "; did you mean 'batch_size'?"),
         ("SEED", ["batch_size", "Seed"], "; did you mean 'Seed'?"),
         ("zzz", ["seed", "batch_size"], "; known: batch_size, seed"),
-        ("x", [], "; known: "),
+        ("x", [], ""),
     ],
 )
 def test_did_you_mean(name: str, known: list[str], answer: str) -> None:

@@ -84,7 +84,8 @@ def test_a_prompt_file_of_ones_own(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("templates = [", "mine.toml: not valid TOML"),
-        ('templats = ["{}"]', "unknown setting 'templats'; did you mean 'templates'"),
+        *((text, "holds none of templates, classes, prompts") for text in ("", 'description = "none"')),
+        ('templats = ["{}"]\ntemplates = ["{}"]', "unknown setting 'templats'; did you mean 'templates'"),
         ('templates = ["no place"]', "template 'no place' must hold exactly one '{}'"),
         ('templates = ["{} {}"]', "template '{} {}' must hold exactly one"),
         ('templates = ["{} {name}"]', "template '{} {name}' must hold exactly one"),

@@ -17,8 +17,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 from thoraclip.documents import parse_toml
-from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.ranges import conform, shown
+from thoraclip.errors import ConfigError, did_you_mean, shown
+from thoraclip.ranges import conform
 
 __all__ = [
     "Settings",
@@ -32,11 +32,16 @@ __all__ = [
 
 
 class Settings:
-    """Base of every config: each value has its field's type and lies in its range; see `ranges.conform`."""
+    """Base of every config: each value has its field's type and lies in its range, see `ranges.conform`; a list names
+    nothing twice."""
 
     def __post_init__(self) -> None:
         for name, kind in field_kinds(type(self)).items():  # type: ignore[arg-type]
-            object.__setattr__(self, name, conform(name, getattr(self, name), kind))
+            value = conform(name, getattr(self, name), kind)
+            names = [item for item in value if not isinstance(item, float)] if isinstance(value, tuple) else []
+            if any(item in names[:place] for place, item in enumerate(names)):
+                raise ConfigError(f"{name} = {shown(list(value))}: every value is needed once")
+            object.__setattr__(self, name, value)
 
 
 T = TypeVar("T", bound=Settings)

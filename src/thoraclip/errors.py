@@ -41,6 +41,7 @@ __all__ = [
     "first_line",
     "named",
     "printable",
+    "shown",
     "system_message",
     "why_not_written",
 ]
@@ -108,6 +109,15 @@ def printable(text: object) -> str:
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text))
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and cut."""
+    try:
+        text = printable(repr(value[: _SHOWN_LETTERS + 1] if isinstance(value, str | list | tuple) else value))
+    except ValueError:  # more digits than Python writes
+        return "a number of more than 4,000 digits"
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+
+
 def named(path: object, error: BaseException) -> str:
     """The message of an error, which begins with the file."""
     return str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}"
@@ -121,6 +131,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ELOOP: "mend the links, or name another",
 }
+_SHOWN_LETTERS = 80
 _LONGEST_PATH = 1_000  # letters in a message
 _WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -142,9 +153,9 @@ def why_not_written(path: Path, error: OSError) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known name, else `; known: a, b, c`."""
+    """Return `; did you mean 'x'?` for the nearest known name, else `; known: a, b, c`; empty where none is known."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{next(n for n in names if n.lower() == near[0])}'?"
-    return f"; known: {', '.join(names)}"
+    return f"; known: {', '.join(names)}" if names else ""

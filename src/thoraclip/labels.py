@@ -77,6 +77,16 @@ class PromptSet:
         names = next((names for known, names in self.classes.items() if loose(known) == key), (label,))
         return written_out or tuple(template.format(name) for template in self.templates for name in names)
 
+    def require_classes(self, labels: Iterable[str]) -> None:
+        """Raise ConfigError where the set names no label by one of its classes, and misses one: a misspelling."""
+        known, wanted = ({loose(name): name for name in names} for names in ((*self.classes, *self.prompts), labels))
+        strange, missing = known.keys() - wanted.keys(), wanted.keys() - known.keys()
+        if strange and missing:
+            name = known[min(strange)]
+            raise ConfigError(
+                f"prompts '{self.name}': no image is of class '{name}'{did_you_mean(name, wanted.values())}"
+            )
+
 
 @cache
 def shipped_prompt_sets() -> tuple[str, ...]:
@@ -109,6 +119,8 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
 
 def _parse_prompts(where: str, content: Mapping[str, object]) -> PromptSet:
     known = ("description", "templates", "classes", "prompts")
+    if not content.keys() & {*known[1:]}:
+        raise ConfigError(f"{where}: holds none of {', '.join(known[1:])}; write one of them")
     for key in content:
         if key not in known:
             raise ConfigError(f"{where}: unknown setting '{key}'{did_you_mean(key, known)}")

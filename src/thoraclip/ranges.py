@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from thoraclip.errors import ConfigError, InputError, did_you_mean, printable, system_message, why_not_written
+from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, system_message, why_not_written
 
 __all__ = [
     "NAMED",
@@ -51,7 +51,6 @@ __all__ = [
     "conform",
     "range_text",
     "require_path",
-    "shown",
 ]
 
 P = ParamSpec("P")
@@ -59,7 +58,6 @@ T = TypeVar("T")
 
 _MOST_ITEMS = 10_000
 _MOST_LETTERS = 10_000
-_SHOWN_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -185,15 +183,6 @@ def _text(name: str, value: Any) -> str:
     if any(c < " " and c not in "\n\r\t" for c in text) or any("\ud800" <= c <= "\udfff" for c in text):
         raise ConfigError(f"{name} = {shown(text)}: UTF-8 text without control characters is needed; write it anew")
     return text
-
-
-def shown(value: object) -> str:
-    """A value as a message shows it: on one line, and cut."""
-    try:
-        text = printable(repr(value[: _SHOWN_LETTERS + 1] if isinstance(value, str | list | tuple) else value))
-    except ValueError:  # more digits than Python writes
-        return "a number of more than 4,000 digits"
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 
 def range_text(kind: Any) -> str:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from thoraclip.errors import InputError, ThoraclipError
+from thoraclip.errors import InputError, ThoraclipError, shown
 
 __all__ = [
     "ANY_NUMBER",
@@ -35,7 +35,6 @@ Check = Callable[[Any], None]
 _LINE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")
 ANY_NUMBER = 2**53
 _ABSENT = object()
-_SHOWN = 60  # letters of a value in a message
 
 
 class WrongError(Exception):
@@ -62,8 +61,7 @@ def _shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping | list):
         return f"{'a table' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
-    written = repr(value)
-    return written if len(written) <= _SHOWN else written[:_SHOWN] + "..."
+    return shown(value)
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Check:
@@ -136,7 +134,7 @@ def mapping(of: Check) -> Check:
         if not isinstance(value, Mapping):
             raise WrongError(value, "a table")
         for name, one in value.items():
-            _inside(f".{name[:_SHOWN]}", of, one)
+            _inside(f".{name[:60]}", of, one)
 
     return look
 

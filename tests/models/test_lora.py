@@ -139,6 +139,11 @@ def test_a_name_is_the_whole_end_of_a_layers_own_name_in_every_tower_that_is_tun
             resolve_targets(encoder, names, towers)
 
 
+def test_a_rank_above_that_of_every_layer_is_refused(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="rank = 65536: the layers of '.*clip' have at most rank [0-9]+; lower it"):
+        tune(checkpoints["clip"], rank=65_536)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_resolved_layers_get_lora_and_no_others(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """From twenty layers on PEFT shortens the list to endings, which must not catch more."""

@@ -5,6 +5,7 @@ The limit is relative to the largest number: float32 rounds after other multipli
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.checkpoints import TINY, save_checkpoint
 from tests.conftest import draw_picture, examples
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from thoraclip.errors import ModelError
 from thoraclip.imaging import preprocess
@@ -30,6 +32,7 @@ CROP = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
 SQUARE = {"size": {"height": 32, "width": 32}}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIP": ("crop", CROP),
+    "ChineseCLIP": ("crop", CROP),
     "Bit": ("crop", CROP),
     "MobileNetV1": ("crop", CROP),
     "MobileNetV2": ("crop", CROP),
@@ -43,6 +46,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "Segformer": ("squash", SQUARE),
     "Beit": ("squash", SQUARE),
     "EfficientNet": ("squash", SQUARE),
+    "DeiT": ("squash", {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}}),
+    "DPT": ("squash", SQUARE),
+    "Pvt": ("squash", SQUARE),
 }
 """Class -> the geometry that it has, and sides small enough for a test."""
 
@@ -111,6 +117,39 @@ def test_the_values_of_the_class_itself(kind: str, tmp_path: Path) -> None:
         numbers_agree(theirs, tmp_path, "squash" if square else geometry, (300, 320))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(names=st.sets(st.sampled_from([
+    "do_resize", "do_center_crop", "crop_size", "crop_pct", "do_rescale", "rescale_factor", "do_normalize", "resample",
+    "include_top", "do_pad", "size",
+])), null=st.booleans(), side=st.sampled_from([{"shortest_edge": 32, "longest_edge": 40}, 40, [40, 40], ...]))  # fmt: skip
+@examples(40)
+def test_what_a_file_does_not_say_is_what_the_class_says(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, names: set[str], null: bool, side: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("processor")
+    content = {name: value for name, value in processor(kind).to_dict().items() if null or name not in names}
+    content |= dict.fromkeys(names & content.keys()) | ({} if side is ... else {"size": side})
+    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
+    grey, ours = draw_picture(70, 90, seed=1), []
+    for geometry in ("squash", "crop"):
+        with contextlib.suppress(ModelError):
+            ours.append(preprocess(grey, read_preprocess(folder_checkpoint(folder), geometry=geometry)))
+    if ours:
+        made = getattr(transformers, f"{kind}ImageProcessorPil").from_pretrained(folder)
+        theirs = made(images=Image.fromarray(grey).convert("RGB"), return_tensors="np")["pixel_values"][0]
+        assert {one.shape for one in ours} == {theirs.shape}
+        assert min(np.abs(one - theirs).max() for one in ours) <= LIMIT * max(1, np.abs(theirs).max())
+
+
+def test_every_other_image_processor_of_transformers_is_refused_by_name(tmp_path: Path) -> None:
+    classes = {name for names in IMAGE_PROCESSOR_MAPPING_NAMES.values() for name in names.values() if name}
+    kinds = {name.removesuffix("Pil").removesuffix("ImageProcessor") for name in classes} - {*KINDS}
+    assert len(kinds) > 50
+    for kind in kinds - {"Siglip2", "DINOv3ViT"}:  # the one makes patches, the other has no form without torchvision
+        with pytest.raises(ModelError, match=f"image processor '{kind}ImageProcessor' is not supported"):
+            read_preprocess(write(tmp_path, image_processor_type=f"{kind}ImageProcessor"), geometry="squash")
+
+
 def test_a_naflex_processor_makes_a_square_of_the_most_patches(tmp_path: Path) -> None:
     transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=30).save_pretrained(tmp_path)
     spec = read_preprocess(folder_checkpoint(tmp_path), geometry="squash")
@@ -160,14 +199,18 @@ def write(folder: Path, **values: Any) -> Checkpoint:
         ({"do_pad": True}, "do_pad = True is not supported"),
         *(({"resample": value}, "resample = .* is none of 0 nearest") for value in (4, 5, -1, "bicubic", None, True, 2.5)),
         *(({"size": value}, "size = .* is no square") for value in ({"height": 3, "width": 4}, 0, -4, "x", True, 2.5, [], {"height": 9, "width": None})),
-        ({"size": {"longest_edge": 3}}, "no 'shortest_edge'"),
+        *(({"size": value}, "size = .* is no square") for value in ({"longest_edge": 3}, {"shortest_edge": 40, "longest_edge": 40}, None)),
+        ({"size": {"height": 40, "width": 40}, "crop_size": 32}, "images become 40 x 40 before they are cut; take geometry squash"),
+        ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "size = .* keeps the aspect ratio, and nothing is cut"),
+        ({"image_processor_type": "PerceiverImageProcessor"}, "image processor 'PerceiverImageProcessor' is not supported"),
+        ({"keep_aspect_ratio": True}, "keep_aspect_ratio = True is not supported"),
         ({"size": ...}, "no 'size'"),
         ({"crop_size": {"height": 3, "width": 4}}, "crop_size = .* is no square"),
         ({"size": 20}, "size = 20 is below crop_size = 32"),
         *(({"image_mean": value}, "image_mean = ") for value in ([0.5], ["a"] * 3, None, [True] * 3)),
         *(({"image_std": value}, "image_std = ") for value in ([0.5, 0.5, 0], [-1.0] * 3)),
         ({"image_std": ...}, "no 'image_std'"),
-        ({"rescale_factor": 0}, "rescale_factor = 0 is no positive number"),
+        *(({"rescale_factor": value}, "rescale_factor = .* is no positive number") for value in (0, None, "1")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_named(values: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thoraclip.errors import ManifestError, ThoraclipError
+from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.tables.captions import read_captions
+from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import read_manifest
 from thoraclip.tables.predictions import read_predictions
 from thoraclip.tables.store import open_table
@@ -69,3 +72,10 @@ def test_a_column_of_any_type_is_read_or_refused(kind: str, column: pa.Array, tm
             read(tmp_path / "m.parquet")  # type: ignore[operator]
         except ThoraclipError as error:
             assert str(error)
+
+
+@pytest.mark.parametrize("read", [read_manifest, read_embeddings, read_captions])
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "", "none"])
+def test_a_path_that_cannot_be_is_one_kind_of_error(read: Callable[[str], object], path: str) -> None:
+    with pytest.raises(InputError):
+        read(path)

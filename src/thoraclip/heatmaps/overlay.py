@@ -46,19 +46,20 @@ def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat,
     """
     side = spec.size
     whole = np.ones((height, width), dtype=bool)
-    if spec.geometry == "squash":
+    short = spec.short_side or side
+    if spec.geometry == "squash" and short == side:
         return resized(heat, height, width), whole
     if spec.geometry == "pad":
         scale = side / max(height, width)
         inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (side - inner_w) // 2, (side - inner_h) // 2
         return resized(heat[top : top + inner_h, left : left + inner_w], height, width), whole
-    cut = (spec.short_side or side) / min(height, width)  # pixels of the resized picture per pixel of this one
-    shown = side / cut
-    before, above = (width - shown) / 2, (height - shown) / 2
-    columns, rows = (np.arange(width) + 0.5 - before) / shown, (np.arange(height) + 0.5 - above) / shown
-    seen = ((rows >= 0) & (rows < 1))[:, None] & ((columns >= 0) & (columns < 1))[None]
-    box = (-before * cut, -above * cut, (width - before) * cut, (height - above) * cut)
+    # pixels of the resized picture per pixel of this one, in a row and in a column
+    across, down = (short / (min(height, width) if spec.geometry == "crop" else own) for own in (width, height))
+    before, above = (width - side / across) / 2, (height - side / down) / 2
+    columns, rows = (np.arange(width) + 0.5 - before) * across, (np.arange(height) + 0.5 - above) * down
+    seen = ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))[None]
+    box = (-before * across, -above * down, (width - before) * across, (height - above) * down)
     image = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
     placed = image.transform((width, height), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
     return np.where(seen, np.asarray(placed), 0).astype(np.float32), seen

@@ -42,9 +42,9 @@ class Preprocess:
 
     Args:
         size: side of the square input, in pixels.
-        geometry: `squash` (both sides to `size`; the aspect ratio cannot be read off the picture), `crop` (short side
-            to `short_side`, centre `size` x `size`), `pad` (long side to `size`, black bars).
-        short_side: used by `crop`; `size` or larger.
+        geometry: `squash` (both sides to `short_side`; the aspect ratio cannot be read off the picture), `crop` (short
+            side to `short_side`), both then cut to the centre of `size`; `pad` (long side to `size`, black bars).
+        short_side: `size` or larger; `size` where it is not given.
         resample: `nearest`, `bilinear`, `bicubic` or `lanczos` (Pillow's, antialiased).
         mean, std: per channel, in units of [0, 1] pixels.
 
@@ -97,12 +97,11 @@ def fit(pixels: Grey, spec: Preprocess) -> Grey:
     more than 100 megapixels."""
     image = Image.fromarray(pixels)
     resample = _RESAMPLE[spec.resample]
-    if spec.geometry == "squash":
-        return np.asarray(resize(image, (spec.size, spec.size), resample))
-    if spec.geometry == "crop":
+    if spec.geometry in {"squash", "crop"}:
         short = spec.short_side or spec.size
         # whole numbers, and the floor of the half difference, as in Transformers' image processors
-        width, height = (short * side // min(image.size) for side in image.size)
+        sides = image.size if spec.geometry == "crop" else (1, 1)
+        width, height = (short * side // min(sides) for side in sides)
         if width * height > MAX_PIXELS:
             raise ImageError(
                 f"{image.width} x {image.height} pixels: too long a strip for geometry 'crop'; use squash or pad"

@@ -18,10 +18,9 @@ from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.documents import LARGE, read_json
-from thoraclip.errors import ManifestError, MismatchError
+from thoraclip.errors import ManifestError, MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.models.files import require_adapter
 from thoraclip.runs import (
     Progress,
     RunFolder,
@@ -140,8 +139,7 @@ def parts(
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
     numbers = sorted(set(folds[folds >= 0].tolist()))
-    if numbers:
-        require_folds(only, numbers)
+    require_folds(only, numbers)
     held_out: Sequence[int | None] = (only or numbers) if numbers else [None]
     for fold in held_out:
         if fold is None:
@@ -228,7 +226,7 @@ def run_method(
 
     Raises:
         ConfigError: several processes were started for a method that runs in one.
-        InputError: no adapter where the config names one; nothing is written then.
+        ThoraclipError: it cannot run; `checking.check_method` says most of that before anything is written.
     """
     require_shared_work(kind)
     out, cache, pixels = Path(out), Path(cache) if cache else None, Path(pixels) if pixels else None
@@ -237,12 +235,11 @@ def run_method(
     if is_main_process():
         end_sets(out)
     if not folder.is_done(fingerprint):
-        if adapter := getattr(config, "adapter", ""):
-            require_adapter(adapter)
         if method.trains_network:
             from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)
+        is_new = not out.exists()
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts | _manifest_file(manifest, out))
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
@@ -250,7 +247,15 @@ def run_method(
                     remove_file(stale)
         embeddings = cache or out / "embeddings"
         context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
-        output: MethodOutput | None = import_module(method.module).run(config, context)
+        try:
+            output: MethodOutput | None = import_module(method.module).run(config, context)
+        except ThoraclipError:  # before the first result, as of damaged weights: nothing is left behind
+            if is_main_process() and {file.name for file in out.iterdir()} <= {"config.toml", "provenance.json"}:
+                for file in (folder.file("config.toml"), folder.file("provenance.json")):
+                    remove_file(file)
+                if is_new:
+                    out.rmdir()
+            raise
         if output is not None:
             with written_together(out, "run"):
                 write_predictions(folder.file("predictions.parquet"), output.predictions)

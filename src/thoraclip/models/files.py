@@ -66,7 +66,7 @@ def locate(name: str) -> tuple[str, bool]:
     """(folder, True) for a shipped or local model, (Hub id, False) for a name like owner/name; else ModelError."""
     if name in SHIPPED:
         return str(resources.files("thoraclip") / "models" / "assets" / name), True
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():  # "" would be the working directory
         return name, True
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):

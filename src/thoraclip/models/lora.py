@@ -149,18 +149,22 @@ def add_lora(
         checkpointing: recompute each layer in the backward pass: less memory, more time.
 
     Raises:
-        ConfigError: no module of that name in a tower that was asked for, or no projection where they are to be
-            trained.
+        ConfigError: no module of that name in a tower that was asked for, no projection where they are to be trained,
+            or a rank above that of every layer.
     """
     from peft import LoraConfig, get_peft_model
 
     network, device = encoder.model, encoder.device
+    targets = resolve_targets(encoder, settings.target_modules, settings.towers)
+    full = max(min(network.get_submodule(name).weight.shape) for name in targets)
+    if settings.rank > full:
+        raise ConfigError(f"rank = {settings.rank}: the layers of '{encoder.name}' have at most rank {full}; lower it")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         use_rslora=settings.rslora,
         lora_dropout=settings.lora_dropout,
-        target_modules=resolve_targets(encoder, settings.target_modules, settings.towers),
+        target_modules=targets,
         modules_to_save=_projections(encoder, settings.projections) or None,
         bias="none",
     )

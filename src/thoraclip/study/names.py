@@ -6,9 +6,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from thoraclip.errors import ConfigError, printable
+from thoraclip.errors import ConfigError, printable, shown
 from thoraclip.evaluation.results import MAJORITY
-from thoraclip.ranges import shown
 
 __all__ = ["folder_name", "require_name"]
 

@@ -26,9 +26,8 @@ from thoraclip.data.splits import split_folds
 from thoraclip.data.views import VIEWS
 from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
-from thoraclip.labels import LabelSet, load_prompts
+from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
-from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
@@ -181,8 +180,6 @@ class _Planner:
 
     def _count(self, row: Row, config: Any, encoders: Mapping[EncoderConfig, bool]) -> None:
         method, labels, trainings = find_method(row.kind), self.manifest.label_set(config.classes), list[Part]()
-        if hasattr(config, "prompts") and getattr(config, "reads_prompts", True):
-            load_prompts(config.prompts)  # says what is missing
         if method.trains_network or method.fit_seconds:
             fraction, only = config.val_fraction, config.only_folds
             trainings = list(parts(self.manifest, labels, val_fraction=fraction, seed=config.seed, only=only))
@@ -228,9 +225,6 @@ class _Planner:
         if not is_own and not config.adapter:
             return {_encoder(config): True}
         source = Path(folder if is_own else config.adapter)
-        if not is_own and not source.is_relative_to(self.out / "runs"):
-            for fold in held_out:
-                with_adapter(config, fold)  # says what is missing
         kept = adapter_folders(source)
         if None in kept:
             return {_encoder(config, kept[None]): True}

@@ -140,8 +140,8 @@ class StudyConfig(ImageSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
+        if not self.seeds:
+            raise ConfigError("seeds = []: one whole number or more is needed")
         if self.captioner:
             require_known(self, captioner=CAPTIONERS)
         if self.captioner and self.captions:

@@ -24,6 +24,7 @@ from thoraclip.documents import kept_json, read_json
 from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.locks import is_main_process
+from thoraclip.ranges import require_path
 from thoraclip.runs import make_folder, needing_room, remove_file, take_room, write_json
 from thoraclip.shapes import Check, check, table, text, whole
 from thoraclip.tables.manifest import Manifest
@@ -106,6 +107,7 @@ def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
 
 def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
     """Open a folder; InputError where it is unfinished, ManifestError where it is newer or does not fit its index."""
+    require_path(kind.name, folder)
     note = folder / f"{kind.name}.json"
     if not note.is_file():
         raise InputError(f"{folder}: no finished {kind.name}; make them with: {kind.remedy}")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from thoraclip.documents import parse_json
 from thoraclip.errors import InputError, ManifestError, first_line
+from thoraclip.ranges import require_path
 from thoraclip.runs import atomic_open, canonical_json
 from thoraclip.shapes import check, mapping, whole
 from thoraclip.shapes import table as table_of
@@ -127,6 +128,7 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
         InputError: the file is missing.
         ManifestError: not Parquet, another kind of table, or written by a newer version.
     """
+    require_path(kind, path)
     if not path.is_file():
         raise InputError(f"{path}: no such {kind} file; name an existing one (.parquet)")
     with _reading(path), pq.ParquetFile(path) as file:

@@ -1,0 +1,116 @@
+"""What stops a run of a method, found before its first second of work.
+
+Files are looked at, and headers read; no image is decoded, no network loaded and nothing written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from thoraclip.config import require_known
+from thoraclip.documents import read_json, regular
+from thoraclip.errors import ManifestError, MissingExtraError, ModelError, first_line
+from thoraclip.labels import load_prompts
+from thoraclip.methods import find_method
+from thoraclip.methods.adapters import with_adapter
+from thoraclip.methods.running import require_folds
+from thoraclip.models.files import PRECISIONS, Checkpoint, locate, read_note, stored_folder
+from thoraclip.models.image_processor import read_preprocess
+from thoraclip.shapes import check, table, text
+from thoraclip.tables.captions import read_captions
+from thoraclip.tables.embeddings import read_embeddings
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["check_method", "check_model"]
+
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container[str] = ()) -> None:
+    """Raise ThoraclipError where a method cannot run on these images, but for what is wrong with a class in one part
+    of their split.
+
+    Args:
+        kind: a name in `METHODS`.
+        config: of the method.
+        manifest: the images; those that are only listed have no hash yet, and may have no split.
+        later: settings that name what will be made, by an earlier run or a study: `adapter`, `captions`.
+    """
+    method = find_method(kind)
+    labels = manifest.label_set(config.classes)
+    manifest.targets(labels)
+    folds = sorted(set(manifest.column("fold")) - {None})
+    if any(manifest.parts()):
+        require_folds(config.only_folds, folds)
+    if hasattr(config, "model"):
+        require_known(config, precision=PRECISIONS)
+        with_weights = getattr(config, "pretrained", True)
+        check_model(config.model, config.geometry, with_text=method.embeds, with_weights=with_weights)
+    if hasattr(config, "prompts") and getattr(config, "reads_prompts", True):
+        prompts = load_prompts(config.prompts)
+        if config.prompts.endswith(".toml"):  # a shipped set has classes of many data sets
+            prompts.require_classes(labels.names)
+    adapter = getattr(config, "adapter", "")
+    if adapter and "adapter" not in later:
+        for fold in list(config.only_folds or folds) or [None]:
+            _check_adapter(Path(with_adapter(config, fold).adapter))
+    if getattr(config, "captions", "") and "captions" not in later:
+        captions = read_captions(config.captions)
+        if not set(captions.image_id) & set(manifest.column("image_id")):
+            raise ManifestError(f"{config.captions}: has a caption for none of the images; name the captions of these")
+    if getattr(config, "embeddings", ""):
+        embeddings = read_embeddings(config.embeddings)
+        if manifest.file is not None:  # images that are only listed have no hash yet
+            embeddings.rows_for(manifest)
+    if method.trains_network:
+        from thoraclip.methods.training.processes import require_launch  # with torch
+
+        require_launch(wanted=config.processes, trackers=config.trackers)
+    if (method.trains_adapters or adapter) and not find_spec("peft"):
+        raise MissingExtraError("peft", "study")
+
+
+def check_model(name: str, geometry: str, *, with_text: bool = False, with_weights: bool = True) -> None:
+    """Raise ModelError unless the files of a local model are there and readable; one on the Hub is fetched later, or,
+    where there is no network by choice, must be on this machine."""
+    is_local = locate(name)[1]
+    folder = stored_folder(name)
+    if folder is None:
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            raise ModelError(f"model '{name}': is not on this machine, and HF_HUB_OFFLINE is set; download it first")
+        return
+    checkpoint = Checkpoint(name, str(folder), is_local=True, config=None)
+    file, remedy = folder / "config.json", "get the model again"
+    content = read_json(file, error=ModelError, remedy=remedy)
+    check(content, table(model_type=text), file, error=ModelError, remedy=remedy)
+    model_type = content["model_type"]
+    read_preprocess(checkpoint, geometry=geometry)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and with_weights:
+        raise checkpoint.error(f"type '{model_type}': weights cannot be loaded; a model.safetensors is needed")
+    for file in files:
+        _read_header(file, checkpoint.error)
+    if is_local and with_text and not any((folder / file).is_file() for file in _TOKENIZERS):
+        raise checkpoint.error("its tokenizer cannot be loaded; a tokenizer.json is needed")
+
+
+def _check_adapter(folder: Path) -> None:
+    read_note(folder)
+    _read_header(folder / "adapter_model.safetensors", lambda text: ModelError(f"adapter '{folder}': {text}"))
+
+
+def _read_header(file: Path, error_of: Any) -> None:
+    try:
+        with safe_open(regular(file), framework="numpy") as weights:
+            names = [name for name in weights.keys() if name.endswith((".weight", ".bias"))]  # noqa: SIM118  no mapping
+            whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise error_of(f"{file.name} is not readable ({first_line(error)}); get it again") from error
+    if whole:
+        raise error_of(f"{file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised")
