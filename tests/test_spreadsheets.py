@@ -19,7 +19,7 @@ from thoraclip.bundle.images import PathTable
 from thoraclip.bundle.rows import Table, failed_row, head_line, row_of, spreadsheet_line
 from thoraclip.cli.app import run
 from thoraclip.data.layouts.csv import find_csv
-from thoraclip.delimited import UNKNOWN
+from thoraclip.delimited import NO_VALUE
 from thoraclip.errors import InputError
 from thoraclip.labels import LabelSet
 from thoraclip.spelling import tidy
@@ -46,7 +46,7 @@ texts = st.one_of(
     st.sampled_from(ATTACKS), st.text("=+-@\t\r\n'\"; ,a|\uff1d\0\u3000", max_size=8), st.text(max_size=6)
 )
 tidy_texts = texts.filter(
-    lambda t: t and tidy(t) == t and t.isprintable() and "\\" not in t and t.lower() not in UNKNOWN
+    lambda t: t and tidy(t) == t and t.isprintable() and "\\" not in t and t.lower() not in NO_VALUE
 )
 """What the reader of tables leaves as it is: it takes away outer spaces, refuses control characters, knows words for
 unknown values, and reads paths of Windows."""

@@ -74,7 +74,7 @@ def test_a_column_of_any_type_is_read_or_refused(kind: str, column: pa.Array, tm
             assert str(error)
 
 
-@pytest.mark.parametrize("read", [read_manifest, read_embeddings, read_captions])
+@pytest.mark.parametrize("read", [read_manifest, read_embeddings, read_captions, read_predictions])
 @pytest.mark.parametrize("path", ["x" * 300, "a\0b", "", "none"])
 def test_a_path_that_cannot_be_is_one_kind_of_error(read: Callable[[str], object], path: str) -> None:
     with pytest.raises(InputError):

@@ -13,6 +13,7 @@ import pyarrow as pa
 from thoraclip.delimited import read_delimited
 from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError, named
+from thoraclip.ranges import require_path
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import open_table, require_place, require_rows, write_table
@@ -118,6 +119,7 @@ def read_captions(path: Path | str) -> Captions:
         ManifestError: a column is missing, or a row does not follow the schema; see `Captions`.
     """
     path = Path(path)
+    require_path("captions", path)
     if not path.is_file():
         raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
     if path.suffix not in (".parquet", ".csv"):

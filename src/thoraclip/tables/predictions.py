@@ -15,6 +15,7 @@ from thoraclip.delimited import NO_VALUE, UNKNOWN, number, read_delimited
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line, named
 from thoraclip.labels import LabelSet
+from thoraclip.ranges import require_path
 from thoraclip.runs import atomic_open, fold_file
 from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.spreadsheets import MARK, protect
@@ -158,6 +159,7 @@ def read_predictions(path: Path | str) -> Predictions:
         ManifestError: a column or class is missing, or a score is out of range; see `Predictions`.
     """
     path = Path(path)
+    require_path("predictions", path)
     if path.is_dir():
         is_run = (path / "provenance.json").is_file() and not (path / "runs").is_dir()  # as a study has
         if is_run and not (path / "done.json").is_file():
