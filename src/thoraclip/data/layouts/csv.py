@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ COLUMN_SETTINGS = {
 }
 """Setting that names a CSV column -> the manifest column that it fills."""
 
+_SHOWN = 10
 _OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}  # columns of a manifest that no table gives
 _ALIASES = {
     "age_years": ("age",),
@@ -42,6 +44,14 @@ _ALIASES = {
     "source": ("source_repo", "dataset"),
 }
 """Columns that are taken for ours where none bears our name."""
+_LIKELY = {
+    "age": "age ages alter edad idade eta leeftijd",
+    "sex": "sex gender geschlecht sexe sexo sesso genre genero geslacht",
+    "view": "view viewposition projection projektion proyeccion strahlengang",
+    "split": "split subset partition",
+    "patient": "patientid patientno patientnr patientnumber patientenid patientennummer pid subject subjectid caseid",
+}
+"""Option, and words (as `loose` gives them) in the name of a column that it may be meant for; the first counts."""
 _SEXES = {
     "M": "m male man mannlich mann masculin homme masculino hombre maschile maschio",
     "F": "f female woman weiblich w frau feminin femme femenino feminino mujer femminile femmina",
@@ -84,12 +94,12 @@ def find_csv(
     if not earlier.lines and not listing.set_aside:
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
     classes = {row["label"]: row["path"] for row in reversed(listing.rows) if row["label"]}
+    listing.lines = {path: f"{csv_file}:{earlier.line_of(path)}" for path in classes.values()}
     for label, path in classes.items():
         parts = re.findall(r"[^|;,\[\]'\"]+", label)
         if "|" in label or (len(parts) > 1 and classes.keys() >= set(filter(None, map(tidy, parts)))):
-            line = earlier.lines[f"path '{path}'"][0]
-            raise ManifestError(f"{csv_file}:{line}: label '{label}' names several classes; keep one per image")
-    listing.notes += table.notes
+            raise ManifestError(f"{listing.lines[path]}: label '{label}' names several classes; keep one per image")
+    listing.notes += [*table.notes, *_columns_note(chosen, table)]
     for note, rows in unclear.items():
         more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
         listing.notes.append(f"{note} ({rows[0]}{more})")
@@ -104,6 +114,9 @@ class _Earlier:
         self.lines: dict[str, tuple[int, dict[str, Any]]] = {}
         self._patients: dict[str, tuple[str, int]] = {}
         self._listing = listing
+
+    def line_of(self, path: str) -> int:
+        return self.lines[f"path '{path}'"][0]
 
     def has(self, row: dict[str, Any], record: Row) -> bool:
         """Whether an equal row was there; raises ManifestError for one of the same image that differs."""
@@ -147,6 +160,24 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
             f"{table.path}: column '{column}' is kept under that name, which '{column[4:]}' takes; rename it"
         )
     return chosen
+
+
+def _columns_note(chosen: Mapping[str, str], table: Delimited) -> list[str]:
+    """A line that says which columns fill ours under another name, which are text alone, and what to type for those."""
+    taken = [f"{ours} from '{theirs}'" for ours, theirs in chosen.items() if ours != theirs]
+    kept = [name for name in table.header if name not in chosen.values()]
+    options: dict[str, str] = {}
+    for name in kept:
+        words = set(map(loose, [name, *re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)]))
+        option = next((option for option, known in _LIKELY.items() if words & set(known.split())), None)
+        if option and not {option, f"{option}_years"} & chosen.keys():
+            options.setdefault(option, f"--{option}-column {shlex.quote(name)}")
+    said = [f"taken: {', '.join(taken)}"] if taken else []
+    if kept:
+        more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
+        said.append(f"kept as text: {', '.join(map(repr, kept[:_SHOWN]))}{more}")
+    said += [f"if they are meant, add {' '.join(options.values())}"] if options else []
+    return [f"columns {'; '.join(said)}"] if said else []
 
 
 def _list_others(listing: Listing, csv_file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "index_command", "list_files", "require_folder", "split_path", "utf8",
+    "Listing", "folders_above", "index_command", "list_files", "require_folder", "split_path", "typed",
+    "utf8",
 ]  # fmt: skip
 
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
@@ -32,6 +34,7 @@ class Listing:
     system_files: list[tuple[str, int]] = field(default_factory=list)  # hidden, or a system's own; files below, or 1
     repeated_files: list[tuple[str, str]] = field(default_factory=list)  # (path, path of the file in a row or mask)
     not_in_table: list[tuple[str, int]] = field(default_factory=list)  # folder; files in it that no row names
+    lines: dict[str, str] = field(default_factory=dict, compare=False)  # first path of a class -> `table:line`
     notes: list[str] = field(default_factory=list)  # repeats, joins and conflicts, one line each
     seen: Tally = field(default_factory=Tally, compare=False)  # everything that is no image
 
@@ -74,7 +77,17 @@ def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
 
 def index_command(root: str | Path, *options: str) -> str:
     """The command that indexes a folder, as a message says it."""
-    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
+    return typed("thoraclip", "index", str(root), *options, "--out", "manifest.parquet")
+
+
+def typed(*words: str) -> str:
+    """A command to paste into a shell, in printable letters: `$'\\377'` for a name that holds others."""
+    return " ".join(shlex.quote(word) if printable(word) == word else _by_bytes(word) for word in words)
+
+
+def _by_bytes(word: str) -> str:
+    letters = (chr(byte) if re.match(rb"[\w/ .-]", bytes([byte])) else f"\\{byte:03o}" for byte in os.fsencode(word))
+    return f"$'{''.join(letters)}'"
 
 
 def split_path(path: str) -> tuple[str, str]:
