@@ -12,7 +12,8 @@ import pytest
 
 from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, ManifestError
-from thoraclip.imaging import is_image_name
+from thoraclip.imaging.listing import walk
+from thoraclip.imaging.names import IMAGES
 from thoraclip.spelling import split_name
 
 JOINED = "joined: 1 pictures of the infection tree repeat the lung tree's; one row each"
@@ -212,7 +213,7 @@ def test_an_empty_class_or_another_layout_is_refused(
 def test_dicom_files_without_an_ending_are_pictures(tmp_path: Path) -> None:
     put(tmp_path, "1.2.840.113619", "IM0001", "x.bin", content=b"\0" * 128 + b"DICM")
     put(tmp_path, "README", "1.2.3", content=b"text")
-    assert sorted(file.name for file in tmp_path.iterdir() if is_image_name(file)) == [
+    assert [Path(one.path).name for one in walk(tmp_path) if one.kind == IMAGES] == [
         "1.2.840.113619",
         "IM0001",
         "x.bin",

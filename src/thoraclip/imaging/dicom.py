@@ -44,8 +44,10 @@ _PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
 _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"}
 """JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred
 bytes, and GDCM, which crashes, run in a process of their own."""
-_SIDES = {"left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL"}
-_VIEWS = {"postero-anterior": "PA", "antero-posterior": "AP", **_SIDES}
+_VIEWS = {
+    "postero-anterior": "PA", "antero-posterior": "AP",
+    "left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL",
+}  # fmt: skip
 _WHOLE = ("SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 OLDEST_YEARS = 130

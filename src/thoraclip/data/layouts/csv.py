@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path, utf8
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, utf8
 from thoraclip.delimited import NO_VALUE, UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging.dicom import OLDEST_YEARS, PER_YEAR
@@ -193,7 +194,7 @@ def _list_others(listing: Listing, csv_file: Path) -> None:
         if one.kind == SYSTEM and others:
             listing.leave_out(one._replace(files=others))
         elif others:
-            counts[one.path if one.files > 1 else split_path(one.path)[0] or "."] += others
+            counts[one.path if one.files > 1 else posixpath.split(one.path)[0] or "."] += others
     listing.not_in_table += [(utf8(folder), files) for folder, files in counts.items()]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import Listing, folders_above, index_command, list_files, split_path, typed
+from thoraclip.data.layouts.listing import Listing, folders_above, index_command, list_files, typed, utf8
 from thoraclip.errors import ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found, Tally
 from thoraclip.imaging.names import IMAGES, SYSTEM
@@ -23,24 +24,25 @@ def find_folders(root: Path, **_: object) -> Listing:
     listing = Listing(root)
     found = list(list_files(listing))
     inside = _sub_folders(found)
-    with_images = {split_path(one.path)[0] for one in found if one.kind == IMAGES}
+    with_images = {posixpath.split(one.path)[0] for one in found if one.kind == IMAGES}
     top = _wrapper(inside, with_images)
     if top:
-        _refuse_patients(root / top, [split_path(folder)[1] for folder in inside[top]])
+        _refuse_patients(root / top, [posixpath.split(folder)[1] for folder in inside[top]])
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
-    splits = [folder for folder in inside[top] if split_name(split_path(folder)[1])]
-    if len({split_name(split_path(folder)[1]) for folder in splits}) < 2:
+    splits = [folder for folder in inside[top] if split_name(posixpath.split(folder)[1])]
+    if len({split_name(posixpath.split(folder)[1]) for folder in splits}) < 2:
         listing.notes += [f"class '{folder}' bears the name of a split, and no other folder does" for folder in splits]
         splits = []
-    classes = {folder: (split_path(folder)[1], split_name(split_path(s)[1])) for s in splits for folder in inside[s]}
+    classes = {
+        folder: (posixpath.split(folder)[1], split_name(posixpath.split(s)[1])) for s in splits for folder in inside[s]
+    }
     if not splits:
-        classes = {folder: (split_path(folder)[1], None) for folder in inside[top]}
+        classes = {folder: (posixpath.split(folder)[1], None) for folder in inside[top]}
     unknown = {folder: 0 for folder in inside[top] if splits and folder not in splits}
     below = {} if splits else _splits_below(listing, classes, inside, with_images)
     _note_inner_folders(listing, below or classes, inside)
     _sort_out(listing, found, classes, below, unknown)
-    for folder, files in unknown.items():
-        listing.leave_out_folder(folder, files)
+    listing.unknown_folders += [(utf8(folder), files) for folder, files in unknown.items()]
     return listing
 
 
@@ -49,7 +51,7 @@ def _splits_below(
 ) -> dict[str, str]:
     """Folder -> split, where all that lies in the classes are folders of splits; noted where only a part of it is."""
     inner = [folder for place in classes for folder in inside[place]]
-    splits = {folder: split for folder in inner if (split := split_name(split_path(folder)[1]))}
+    splits = {folder: split for folder in inner if (split := split_name(posixpath.split(folder)[1]))}
     others = [folder for folder in inner if folder not in splits]
     others += [place for place in classes if place in with_images or not inside[place]]
     if splits and others:
@@ -103,7 +105,7 @@ def _refuse_patients(folder: Path, names: Sequence[str]) -> None:
 
 def _note_inner_folders(listing: Listing, classes: Collection[str], inside: Mapping[str, Sequence[str]]) -> None:
     """Ask about `site/class/...`, where every class holds the same folders, two or more."""
-    names = [{split_path(folder)[1] for folder in inside[place]} for place in classes]
+    names = [{posixpath.split(folder)[1] for folder in inside[place]} for place in classes]
     if len(names) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names):
         first = listing.root / next(iter(classes))
         listing.notes.append(
@@ -126,7 +128,7 @@ def _sub_folders(found: Sequence[Found]) -> dict[str, list[str]]:
     for one in found:
         if one.kind == FOLDER:
             inside[one.path] = []
-            inside[split_path(one.path)[0]].append(one.path)
+            inside[posixpath.split(one.path)[0]].append(one.path)
     return inside
 
 

@@ -15,8 +15,7 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "index_command", "list_files", "require_folder", "split_path", "typed",
-    "utf8",
+    "Listing", "folders_above", "index_command", "list_files", "require_folder", "typed", "utf8",
 ]  # fmt: skip
 
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
@@ -60,10 +59,6 @@ class Listing:
         elif found.kind != FOLDER:
             self.set_aside.append((path, image if found.kind == IMAGES else found.reason))
 
-    def leave_out_folder(self, path: str, files: int) -> None:
-        """List a folder that the layout does not explain."""
-        self.unknown_folders.append((utf8(path), files))
-
 
 def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
     """Everything below the root, or a folder below it, with POSIX paths below the root."""
@@ -88,12 +83,6 @@ def typed(*words: str) -> str:
 def _by_bytes(word: str) -> str:
     letters = (chr(byte) if re.match(rb"[\w/ .-]", bytes([byte])) else f"\\{byte:03o}" for byte in os.fsencode(word))
     return f"$'{''.join(letters)}'"
-
-
-def split_path(path: str) -> tuple[str, str]:
-    """`a/b/c` -> (`a/b`, `c`); the root is the empty folder."""
-    folder, _, name = path.rpartition("/")
-    return folder, name
 
 
 def folders_above(path: str) -> list[str]:
