@@ -17,6 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice, zip_longest
@@ -279,8 +280,9 @@ def name_finder(root: Path) -> Callable[[str], str]:
     @lru_cache(maxsize=64)
     def names(folder: str) -> dict[str, list[str]]:
         known: dict[str, list[str]] = {}
-        for name in _names(folder):
-            known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        with suppress(OSError):
+            for name in os.listdir(folder):  # noqa: PTH208
+                known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
         return known
 
     def find(path: str) -> str:
@@ -295,10 +297,3 @@ def name_finder(root: Path) -> Callable[[str], str]:
         return "/".join(parts)
 
     return find
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208
-    except OSError:
-        return []

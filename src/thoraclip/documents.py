@@ -76,9 +76,8 @@ def parse_json(
         text = _text(data, limits)
         if text.count(",") >= limits.values:
             raise ValueError(f"more than {limits.values} values")
-        value = json.loads(
-            text, object_pairs_hook=_table, parse_int=_whole, parse_float=_real, parse_constant=_constant
-        )
+        hooks: dict[str, Any] = {"parse_int": lambda digits: int(_short(digits)), "parse_float": _real}
+        value = json.loads(text, object_pairs_hook=_table, parse_constant=_constant, **hooks)
         _check(value, limits)
     except (ValueError, RecursionError) as cause:
         raise error(f"{where}: not valid JSON ({_reason(cause, limits)}); {remedy}") from cause
@@ -173,10 +172,6 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice[:60]!r} stands there twice")
     return table
-
-
-def _whole(text: str) -> int:
-    return int(_short(text))
 
 
 def _real(text: str) -> float:

@@ -188,9 +188,8 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
         days = (datetime.strptime(studied or "", "%Y%m%d") - datetime.strptime(born or "", "%Y%m%d")).days
     except ValueError:
         return None
-    return (
-        round(days / 365.25, 1) if 0 <= days < OLDEST_YEARS * 366 else None
-    )  # no closer: dates of birth identify people
+    # no closer: dates of birth identify people
+    return round(days / 365.25, 1) if 0 <= days < OLDEST_YEARS * 366 else None
 
 
 def _stored_values(dataset: Dataset, data: bytes, remarks: list[str]) -> Stored:

@@ -95,8 +95,9 @@ def find_csv(
     if not earlier.lines and not listing.set_aside:
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
     classes = {row["label"]: row["path"] for row in reversed(listing.rows) if row["label"]}
-    listing.lines = {path: f"{csv_file}:{earlier.line_of(path)}" for path in classes.values()}
     for label, path in classes.items():
+        line, _ = earlier.lines[f"path '{path}'"]
+        listing.lines[path] = f"{csv_file}:{line}"
         parts = re.findall(r"[^|;,\[\]'\"]+", label)
         if "|" in label or (len(parts) > 1 and classes.keys() >= set(filter(None, map(tidy, parts)))):
             raise ManifestError(f"{listing.lines[path]}: label '{label}' names several classes; keep one per image")
@@ -115,9 +116,6 @@ class _Earlier:
         self.lines: dict[str, tuple[int, dict[str, Any]]] = {}
         self._patients: dict[str, tuple[str, int]] = {}
         self._listing = listing
-
-    def line_of(self, path: str) -> int:
-        return self.lines[f"path '{path}'"][0]
 
     def has(self, row: dict[str, Any], record: Row) -> bool:
         """Whether an equal row was there; raises ManifestError for one of the same image that differs."""

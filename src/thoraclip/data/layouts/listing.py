@@ -77,12 +77,11 @@ def index_command(root: str | Path, *options: str) -> str:
 
 def typed(*words: str) -> str:
     """A command to paste into a shell, in printable letters: `$'\\377'` for a name that holds others."""
-    return " ".join(shlex.quote(word) if printable(word) == word else _by_bytes(word) for word in words)
-
-
-def _by_bytes(word: str) -> str:
-    letters = (chr(byte) if re.match(rb"[\w/ .-]", bytes([byte])) else f"\\{byte:03o}" for byte in os.fsencode(word))
-    return f"$'{''.join(letters)}'"
+    escaped = (
+        re.sub(rb"[^\w/ .-]", lambda byte: b"\\%03o" % ord(byte[0]), os.fsencode(word)).decode() for word in words
+    )
+    pairs = zip(words, escaped, strict=True)
+    return " ".join(shlex.quote(word) if printable(word) == word else f"$'{plain}'" for word, plain in pairs)
 
 
 def folders_above(path: str) -> list[str]:
