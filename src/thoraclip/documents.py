@@ -84,23 +84,16 @@ def parse_json(
     return value
 
 
-def parse_toml(
-    data: bytes | str,
-    where: object,
-    *,
-    error: type[ThoraclipError] = ConfigError,
-    remedy: str = "mend the file",
-    limits: Limits = _SETTINGS,
-) -> dict[str, Any]:
-    """The tables of a TOML text; arguments and errors as those of `parse_json`."""
+def parse_toml(data: bytes | str, where: object) -> dict[str, Any]:
+    """The tables of a TOML text; `where` begins the ConfigError for what is not TOML, or refused as above."""
     try:
-        text = _text(data, limits)
+        text = _text(data, _SETTINGS)
         if _LONG_KEY.search(text):
             raise ValueError(f"a key of more than {KEY_PARTS} parts")
         value = tomllib.loads(text, parse_float=_real)
-        _check(value, limits)
+        _check(value, _SETTINGS)
     except (ValueError, RecursionError) as cause:
-        raise error(f"{where}: not valid TOML ({_reason(cause, limits)}); {remedy}") from cause
+        raise ConfigError(f"{where}: not valid TOML ({_reason(cause, _SETTINGS)}); mend the file") from cause
     return value
 
 
