@@ -161,7 +161,7 @@ def read_delimited(path: Path, *, keep_bytes: bool = False) -> Delimited:
 def _records(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """(first line, stripped cells) of every record that is not empty, the header's first, without Excel's `sep=`."""
     with opened(path, encoding) as stream:
-        lines = (text for _, text in lines_of(stream, path))
+        lines = lines_of(stream, path)
         first = next(lines, "")
         skipped = 1 if _SEP.fullmatch(first.strip("\r\n")) else 0
         reader = csv.reader(
@@ -201,7 +201,7 @@ def _explained(error: csv.Error, separator: str) -> str:
 def _separator(path: Path, encoding: str) -> str:
     """What stands between the cells; raises ManifestError where two separators fit."""
     with opened(path, encoding) as stream:
-        if named := _SEP.fullmatch(next(lines_of(stream, path), (1, ""))[1].strip("\r\n")):
+        if named := _SEP.fullmatch(next(lines_of(stream, path), "").strip("\r\n")):
             return named[2]
     widths = {separator: _widths(path, encoding, separator) for separator in _SEPARATORS}
     fits = [separator for separator, found in widths.items() if found and found[0] > 1]
