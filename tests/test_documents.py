@@ -19,11 +19,11 @@ scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(a
 values = st.recursive(scalars | texts, lambda v: st.lists(v, max_size=4) | st.dictionaries(texts, v, max_size=4))
 
 
-def refused(parse, data, rule):
-    with pytest.raises(ManifestError, match=rule) as caught:
-        parse(data, "notes.json", error=ManifestError, remedy="write it again")
+def refused(parse, data, rule, error=ConfigError, remedy="mend the file"):
+    with pytest.raises(error, match=rule) as caught:
+        parse(data, "notes")
     message = str(caught.value)
-    assert message.startswith("notes.json: ") and message.endswith("; write it again")
+    assert message.startswith("notes: ") and message.endswith(f"; {remedy}")
     assert "\n" not in message and len(message) < 300
 
 
@@ -47,8 +47,8 @@ def test_toml_is_read_as_the_standard_library_reads_it(table):
 def test_any_bytes_are_read_or_refused_in_one_line(data):
     for parse in (parse_json, parse_toml):
         try:
-            value = parse(data, "x", error=ModelError)
-        except ModelError as error:
+            value = parse(data, "x")
+        except (InputError, ConfigError) as error:
             assert "\n" not in str(error)
         else:
             json.dumps(value, allow_nan=False, default=str).encode()
@@ -97,7 +97,8 @@ HOSTILE_TOML = [
 
 @pytest.mark.parametrize(("data", "rule"), HOSTILE_JSON, ids=[rule for _, rule in HOSTILE_JSON])
 def test_hostile_json_is_one_line(data, rule):
-    refused(parse_json, data, rule)
+    given = {"error": ManifestError, "remedy": "write it again"}
+    refused(lambda *document: parse_json(*document, **given), data, rule, **given)
 
 
 @pytest.mark.parametrize(("data", "rule"), HOSTILE_TOML, ids=[rule for _, rule in HOSTILE_TOML])

@@ -100,6 +100,10 @@ def test_the_command_that_is_said_settles_the_question(counts: dict[str, int]) -
 
 
 ONE = [
+    *(({"COVID": 5, copy: 7}, [f"{copy}=COVID"]) for copy in (
+        "COVID (1)", "COVID(2)", "COVID - Copy", "covid - Copy (2)", "COVID copy", "COVID copy 2", "Copy of COVID",
+        "Copy (2) of COVID", "COVID - Kopie", "COVID 2",
+    )),
     ({"COVID": 5, "Covid": 3}, ["Covid=COVID"]),
     ({"COVID-19": 5, "covid_19": 3, "Covid 19": 1, "COVID19": 1}, ["COVID19=COVID-19", "Covid 19=COVID-19", "covid_19=COVID-19"]),
     ({"COVID\u201319": 5, "COVID-19": 3}, ["COVID-19=COVID\u201319"]),

@@ -113,7 +113,7 @@ def read_safetensors(
             lengths, arrays = _Lengths(expected, MOST_BYTES), dict[str, Array]()
             for name in expected:
                 part = file.get_slice(name)
-                lengths.require(name, _TYPES[part.get_dtype()], tuple(part.get_shape()))
+                lengths.require(name, np.dtype(_TYPES[part.get_dtype()]), tuple(part.get_shape()))
                 arrays[name] = _finite(name, file.get_tensor(name))
     except (SafetensorError, *_DAMAGED) as cause:
         reason = f"no {cause}" if isinstance(cause, KeyError) else first_line(cause)
@@ -121,13 +121,7 @@ def read_safetensors(
     return arrays, parse_json(note, path, error=error, remedy=remedy, limits=Limits(bytes=1 << 20))
 
 
-_TYPES: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype("f2"),
-    "F32": np.dtype("f4"),
-    "F64": np.dtype("f8"),
-    "I64": np.dtype("i8"),
-    "U8": np.dtype("u1"),
-}
+_TYPES = {"F16": "f2", "F32": "f4", "F64": "f8", "I64": "i8", "U8": "u1"}
 
 
 def _require_names(names: list[str], expected: Expected) -> None:

@@ -17,6 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice, zip_longest
@@ -160,7 +161,7 @@ def read_delimited(path: Path, *, keep_bytes: bool = False) -> Delimited:
 def _records(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """(first line, stripped cells) of every record that is not empty, the header's first, without Excel's `sep=`."""
     with opened(path, encoding) as stream:
-        lines = (text for _, text in lines_of(stream, path))
+        lines = lines_of(stream, path)
         first = next(lines, "")
         skipped = 1 if _SEP.fullmatch(first.strip("\r\n")) else 0
         reader = csv.reader(
@@ -200,7 +201,7 @@ def _explained(error: csv.Error, separator: str) -> str:
 def _separator(path: Path, encoding: str) -> str:
     """What stands between the cells; raises ManifestError where two separators fit."""
     with opened(path, encoding) as stream:
-        if named := _SEP.fullmatch(next(lines_of(stream, path), (1, ""))[1].strip("\r\n")):
+        if named := _SEP.fullmatch(next(lines_of(stream, path), "").strip("\r\n")):
             return named[2]
     widths = {separator: _widths(path, encoding, separator) for separator in _SEPARATORS}
     fits = [separator for separator, found in widths.items() if found and found[0] > 1]
@@ -279,8 +280,9 @@ def name_finder(root: Path) -> Callable[[str], str]:
     @lru_cache(maxsize=64)
     def names(folder: str) -> dict[str, list[str]]:
         known: dict[str, list[str]] = {}
-        for name in _names(folder):
-            known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        with suppress(OSError):
+            for name in os.listdir(folder):  # noqa: PTH208
+                known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
         return known
 
     def find(path: str) -> str:
@@ -295,10 +297,3 @@ def name_finder(root: Path) -> Callable[[str], str]:
         return "/".join(parts)
 
     return find
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208
-    except OSError:
-        return []

@@ -76,32 +76,24 @@ def parse_json(
         text = _text(data, limits)
         if text.count(",") >= limits.values:
             raise ValueError(f"more than {limits.values} values")
-        value = json.loads(
-            text, object_pairs_hook=_table, parse_int=_whole, parse_float=_real, parse_constant=_constant
-        )
+        hooks: dict[str, Any] = {"parse_int": lambda digits: int(_short(digits)), "parse_float": _real}
+        value = json.loads(text, object_pairs_hook=_table, parse_constant=_constant, **hooks)
         _check(value, limits)
     except (ValueError, RecursionError) as cause:
         raise error(f"{where}: not valid JSON ({_reason(cause, limits)}); {remedy}") from cause
     return value
 
 
-def parse_toml(
-    data: bytes | str,
-    where: object,
-    *,
-    error: type[ThoraclipError] = ConfigError,
-    remedy: str = "mend the file",
-    limits: Limits = _SETTINGS,
-) -> dict[str, Any]:
-    """The tables of a TOML text; arguments and errors as those of `parse_json`."""
+def parse_toml(data: bytes | str, where: object) -> dict[str, Any]:
+    """The tables of a TOML text; `where` begins the ConfigError for what is not TOML, or refused as above."""
     try:
-        text = _text(data, limits)
+        text = _text(data, _SETTINGS)
         if _LONG_KEY.search(text):
             raise ValueError(f"a key of more than {KEY_PARTS} parts")
         value = tomllib.loads(text, parse_float=_real)
-        _check(value, limits)
+        _check(value, _SETTINGS)
     except (ValueError, RecursionError) as cause:
-        raise error(f"{where}: not valid TOML ({_reason(cause, limits)}); {remedy}") from cause
+        raise ConfigError(f"{where}: not valid TOML ({_reason(cause, _SETTINGS)}); mend the file") from cause
     return value
 
 
@@ -173,10 +165,6 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice[:60]!r} stands there twice")
     return table
-
-
-def _whole(text: str) -> int:
-    return int(_short(text))
 
 
 def _real(text: str) -> float:

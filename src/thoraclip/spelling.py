@@ -34,6 +34,12 @@ _LOOKS = str.maketrans(
 )
 """Small Cyrillic and Greek letters, i without its dot, the minus sign and dashes, to what they or their capitals look
 like."""
+_COPY = re.compile(
+    r"^cop(?:y|ie|ia)(?: \(\d+\))? (?:of|de|di) |^kopie von |"
+    r"[\s_]*(?:-\s*)?\b(?:copy|copie|copia|kopie)(?: \(?\d+\)?)?$|\s*\(\d+\)$|\s\d$",
+    re.IGNORECASE,
+)
+"""What Windows, macOS and a second unpacking add to the name of a folder."""
 _RARE, _TIMES, _SHORTEST, _MOST = 3, 5, 5, 1000
 _SHOWN = 6
 _SPLIT_WORD = re.compile(
@@ -98,7 +104,7 @@ def require_distinct(counts: Mapping[str, int], where: str, *, kept: Collection[
         return
     shown, renamed = [], list[tuple[str, str]]()
     for names in groups:
-        new = max(names, key=lambda name: (counts[name], name.isascii(), -len(name), name))
+        new = max(names, key=lambda name: (not _COPY.search(name), counts[name], name.isascii(), -len(name), name))
         shown.append(", ".join(f"'{name}' ({counts[name]})" for name in names))
         renamed += [(name, new) for name in names if name != new]
     more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
@@ -119,8 +125,10 @@ def _option(old: str, new: str) -> str:
 
 def _alike(counts: Mapping[str, int]) -> list[list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
+    known = set(map(loose, counts))
     for name in sorted(counts):
-        plain = loose(name)
+        original = loose(_COPY.sub("", name))
+        plain = original if original in known else loose(name)
         groups[_ENDING.sub("", plain) if len(plain) > 3 else plain].append(name)
     return [names for names in groups.values() if len(names) > 1]
 

@@ -90,7 +90,7 @@ def encoding_of(path: Path, *, keep_bytes: bool = False) -> tuple[str, list[str]
         why = f"; in Windows-1252, line {other[0]}: {other[1]}" if other else ", but other bytes are"
         raise ManifestError(f"{path}:{line}: {said}{why}; {_REMEDY}")
     with opened(path, WESTERN) as text:
-        example = next(line for _, line in lines_of(text, path) if not line.isascii()).strip()[:80]
+        example = next(line for line in lines_of(text, path) if not line.isascii()).strip()[:80]
     return WESTERN, [f"{path}: not UTF-8; read as Windows-1252, first line {line}: {example}"]
 
 
@@ -152,11 +152,11 @@ def _has_utf8(path: Path) -> bool:
         return any(_UTF8.search(block) for block in iter(lambda: stream.read(_BLOCK), b""))
 
 
-def lines_of(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text with its end) of each line; raises ManifestError for one that is longer than a table's."""
+def lines_of(stream: TextIO, path: Path) -> Iterator[str]:
+    """Each line with its end; raises ManifestError for one that is longer than a table's."""
     line = 0
     while text := stream.readline(_LONGEST_LINE + 1):
         line += 1
         if len(text) > _LONGEST_LINE and not text.endswith(("\n", "\r")):
             raise ManifestError(f"{path}:{line}: {_too_long(text)}")
-        yield line, text
+        yield text

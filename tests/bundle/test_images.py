@@ -22,7 +22,8 @@ from thoraclip.bundle import images
 from thoraclip.bundle.images import ImagePaths, PathTable, find_images, listed_paths
 from thoraclip.data.index import index
 from thoraclip.errors import ConfigError, InputError, ManifestError
-from thoraclip.imaging import is_image_name
+from thoraclip.imaging.listing import walk
+from thoraclip.imaging.names import IMAGES
 from thoraclip.tables.manifest import write_manifest
 
 DICOM = b"\0" * 128 + b"DICM"
@@ -79,7 +80,7 @@ def test_the_walk_finds_what_a_plain_search_finds(tree: dict[str, Any]) -> None:
         files = [file for file in root.rglob("*") if file.is_file()]
         hidden = [f for f in files if any(part.startswith(".") for part in f.relative_to(root).parts)]
         visible = [file for file in files if file not in hidden]
-        expected = sorted((file for file in visible if is_image_name(file)), key=lambda file: file.parts)
+        expected = sorted((Path(one.path) for one in walk(root) if one.kind == IMAGES), key=lambda file: file.parts)
         others = [str(file) for file in visible if file not in expected]
         told = [f"files that are no pictures: {len(others)}, first {min(others)}"] if others else []
         if hidden:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from markupsafe import Markup
 from tests.conftest import examples
 
 from thoraclip.cards import CardSettings, croissant_record, data_card, data_facts, write_card
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.facts import accuracy_by_value, crossed, groups
 from thoraclip.errors import ConfigError, InputError
-from thoraclip.pages import escape_markdown
+from thoraclip.pages import environment, escape_markdown
 from thoraclip.tables.manifest import COLUMNS, Manifest, read_manifest, write_manifest
 
 HOSTILE = "a|b\n# <b>x</b> `c` [l](http://e) \u202eevil *d* ![i](j)"
@@ -240,6 +241,13 @@ def test_edges_of_counting_and_escaping() -> None:
     assert {part: percent(part, 10_000) for part in shares} == shares
     shown = {"- a": "\\- a", "+ a": "\\+ a", "12. a": "12\\. a", "3) a": "3\\) a", "=": "\\=", "a - b": "a - b"}
     assert {text: escape_markdown(text) for text in shown} == shown
+
+
+@pytest.mark.parametrize("package", ["thoraclip.cards", "thoraclip.data.check"])
+def test_no_value_of_a_page_holds_a_control_character(package: str) -> None:
+    page = environment(package, html=package != "thoraclip.cards").from_string("\x0b{{ a }}{{ b | safe }}{{ c + 1 }}")
+    values = {"a": "\x1b[2J\tü\n\u202e\udcff", "b": Markup("<p>\x07</p>"), "c": 1}
+    assert page.render(values) == "\x0b\\x1b[2J\tü\n\\u202e\\udcff<p>\\x07</p>2"
 
 
 def test_what_the_user_and_a_check_say_is_shown(manifest: Manifest) -> None:

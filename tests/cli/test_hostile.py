@@ -184,6 +184,7 @@ def contents(text: str) -> list[Callable[[], None]]:
         lambda: show._list(text, [text]),
         lambda: console.announce(text),
         lambda: console.say(text),
+        lambda: console.ShownRows().writelines([b"", text.encode("utf-8", "replace") + b"\xff\n"]),
     ]
 
 

@@ -73,6 +73,20 @@ def test_rows_go_to_standard_output_and_all_else_to_the_error_stream(folder: Pat
     ]
 
 
+def test_a_terminal_shows_names_as_escapes_and_a_pipe_gets_their_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    name = os.fsencode(folder / "00.png").replace(b"00", b"a\x1b[2J\xff")
+    (folder / "00.png").rename(os.fsdecode(name))
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        assert run(["predict", "bundle", str(folder)]) == 0
+        head, *rows = capfdbinary.readouterr().out.removesuffix(b"\n").split(b"\n")
+        assert head == ",".join(HEAD).encode() and len(rows) == 12
+        shown = name.replace(b"\x1b", b"\\x1b").replace(b"\xff", b"\\udcff") if is_terminal else name
+        assert sum(row.startswith(shown + b",") for row in rows) == 1
+
+
 def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: Capture) -> None:
     assert run(["predict", "bundle", str(fill(tmp_path / "in", 20, bad=tuple(range(13))))]) == 0
     told = capsys.readouterr().err.splitlines()

@@ -85,6 +85,15 @@ def test_every_one_of_three_repeats_counts(
     assert (group["labels_differ"], group["splits_differ"]) == (labels, splits)
 
 
+def test_a_class_of_a_table_without_a_picture_is_named_by_its_line(class_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("path,label,age\nNormal/0.png,A,\nCOVID-19/0.png,B,\nTotal,4,\n")
+    with pytest.raises(ManifestError) as caught:
+        index(class_folder, layout="csv", csv_file=file)
+    assert str(caught.value).startswith(f"{file}:4: class '4' holds no readable picture; replace its files or remove ")
+    assert "or its rows; first Total: " in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, ManifestError
-from thoraclip.imaging import is_image_name
+from thoraclip.imaging.listing import walk
+from thoraclip.imaging.names import IMAGES
 from thoraclip.spelling import split_name
 
 JOINED = "joined: 1 pictures of the infection tree repeat the lung tree's; one row each"
@@ -142,6 +144,19 @@ FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]]
         ["test/1.png", "control/2.png"], {"control/2.png": ("control", None), "test/1.png": ("test", None)},
         Listing(Path("/"), notes=["class 'test' bears the name of a split, and no other folder does"]),
     ),
+    "splits below the classes": (
+        ["A/Train/p1/1.png", "A/test/2.png", "B/valid/3.png", "B/test_set/4.png", "B/masks/3.png"],
+        {"A/Train/p1/1.png": ("A", "train"), "A/test/2.png": ("A", "test"), "B/test_set/4.png": ("B", "test"), "B/valid/3.png": ("B", "val")},
+        Listing(Path("/"), unknown_folders=[("B/masks", 1)]),
+    ),
+    "splits below a part of the classes": (
+        ["A/train/1.png", "A/test/2.png", "B/3.png"],
+        {"A/test/2.png": ("A", None), "A/train/1.png": ("A", None), "B/3.png": ("B", None)},
+        Listing(Path("/"), notes=[
+            "no split is taken from 2 folders below the classes, first A/test, as B has none; sort its images into train, val and test, "
+            "or give a table with a column split (--csv TABLE.csv)"
+        ]),
+    ),
     "loose files": (
         ["train/A/1.png", "test/A/2.png", "train/loose.png", "top.png", "list.csv"],
         {"test/A/2.png": ("A", "test"), "train/A/1.png": ("A", "train")},
@@ -198,7 +213,7 @@ def test_an_empty_class_or_another_layout_is_refused(
 def test_dicom_files_without_an_ending_are_pictures(tmp_path: Path) -> None:
     put(tmp_path, "1.2.840.113619", "IM0001", "x.bin", content=b"\0" * 128 + b"DICM")
     put(tmp_path, "README", "1.2.3", content=b"text")
-    assert sorted(file.name for file in tmp_path.iterdir() if is_image_name(file)) == [
+    assert [Path(one.path).name for one in walk(tmp_path) if one.kind == IMAGES] == [
         "1.2.840.113619",
         "IM0001",
         "x.bin",
@@ -232,6 +247,8 @@ def test_columns_of_any_name_feed_the_manifest(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert listing.notes == [
         f"no mask: m/2.png is missing ({tmp_path / 'table.csv'}:3)",
+        "columns taken: path from 'file', label from 'dx', split from 'set', patient from 'who', source from 'origin', "
+        "view from 'proj', sex from 'gender', age_years from 'years', lung_mask from 'mask'; kept as text: 'hospital'",
         f"sex 'X' is kept as it is written; write M, F or O ({tmp_path / 'table.csv'}:3)",
     ]
 
@@ -249,6 +266,30 @@ def test_columns_of_our_name_or_a_common_one_are_taken(tmp_path: Path, text: str
     """In a row that may be short, or end in commas."""
     usual = {"path": "1.png", "image_id": "1.png", "label": "A", "split": None, "age_years": None}
     assert from_csv(tmp_path, text).rows == [usual | row]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("age_years,Sex", ["taken: sex from 'Sex'"]),
+        ("Alter,Geschlecht,note", ["kept as text: 'Alter', 'Geschlecht', 'note'", "if they are meant, add --age-column Alter --sex-column Geschlecht"]),
+        ("Patient ID,Patient Age,PatientSex_DICOM,View Position", ["kept as text: 'Patient ID', 'Patient Age', 'PatientSex_DICOM', 'View Position'",
+         "if they are meant, add --patient-column 'Patient ID' --age-column 'Patient Age' --sex-column PatientSex_DICOM --view-column 'View Position'"]),
+        ("age,Alter", ["taken: age_years from 'age'", "kept as text: 'Alter'"]),
+        (",".join(f"c{n}" for n in range(12)), [f"kept as text: {', '.join(repr(f'c{n}') for n in range(10))} and 2 more"]),
+    ],
+)  # fmt: skip
+def test_it_is_said_which_columns_are_taken_and_which_are_text(tmp_path: Path, names: str, said: list[str]) -> None:
+    """What is said to be typed takes the columns."""
+    text = f"path,label,{names}\n1.png,A\n"
+    assert from_csv(tmp_path, text).notes[1:] == [f"columns {'; '.join(said)}"]
+    words = shlex.split(said[-1].partition(" add ")[2])
+    options = {word[2:].removesuffix("-column").replace("age", "age_years"): name for word, name in batched(words)}
+    assert not options or "add --" not in from_csv(tmp_path, text, **options).notes[-1]
+
+
+def batched(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(words[::2], words[1::2], strict=True))
 
 
 def test_other_columns_are_kept_and_never_take_a_manifest_columns_place(tmp_path: Path) -> None:

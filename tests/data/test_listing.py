@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -152,6 +154,23 @@ def test_a_folder_without_class_folders_says_what_was_seen_and_what_to_type(
     assert "\n" not in str(caught.value)
 
 
+@given(
+    st.binary(min_size=1, max_size=6).filter(lambda name: not {*b"/\0"} & {*name} and not name.startswith((b".", b"-")))
+)
+@examples(20)
+def test_the_command_for_an_empty_class_works_whatever_its_name(name: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "r")
+        for label in (os.fsdecode(name) + "#", "other"):
+            (root / label).mkdir(parents=True)
+        (root / "other" / "1.png").touch()
+        with pytest.raises(ManifestError) as caught:
+            find_layout("folders")(root)
+        command = str(caught.value).partition("(mv ")[2].rpartition("); it holds")[0]
+        subprocess.run(["bash", "-c", f"mv {command}"], check=True)
+        assert [*root.iterdir()] == [root / "other"] and (Path(folder) / f"r-{os.fsdecode(name)}#").is_dir()
+
+
 def test_no_name_breaks_a_message(tmp_path: Path) -> None:
     for name in ("a\nb\x1b[2J\u202e", os.fsdecode(b"\xff\n")):
         (tmp_path / name / "c\rd").mkdir(parents=True)
@@ -215,7 +234,7 @@ def test_a_table_finds_names_of_the_other_form_and_what_it_does_not_name_is_coun
     listing = find_layout("csv")(root, csv_file=root / "t.csv")
     assert [row["path"] for row in listing.rows] == [*disk[:2], "B/1.png", ".x/3.png"]
     assert [row["image_id"] for row in listing.rows][:2] == ["Müller/ä1.png", "Müller/ä2.png"]
-    assert listing.rows[0]["lung_mask"] == "masks/ä1.png" and not listing.notes
+    assert listing.rows[0]["lung_mask"] == "masks/ä1.png" and listing.notes == ["columns taken: lung_mask from 'mask'"]
     folder = disk[0].partition("/")[0]
     assert sorted(listing.not_in_table) == sorted([(".", 1), ("B", 1), (folder, 1), ("masks", 1)])
     assert sorted(listing.system_files) == [(".x", 1), ("B/.x", 1)]

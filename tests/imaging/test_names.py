@@ -12,9 +12,9 @@ from PIL import Image
 from tests.imaging.files import dicom, waves
 
 from thoraclip.errors import ImageError
-from thoraclip.imaging import decode, is_image_name
+from thoraclip.imaging import decode
 from thoraclip.imaging.listing import walk
-from thoraclip.imaging.names import UNREAD, is_mask_name, kind_by_content
+from thoraclip.imaging.names import IMAGES, UNREAD, is_mask_name, kind_by_content
 
 GREY = Image.fromarray(waves(8))
 
@@ -49,7 +49,7 @@ def test_what_can_be_decoded_is_an_image_under_any_name_that_does_not_deny_it(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     (tmp_path / name).write_bytes(READ[kind])
-    assert is_image_name(tmp_path / name)
+    assert [one.kind for one in walk(tmp_path)] == [IMAGES]
     assert decode(tmp_path / name).pixels.shape == waves(8).shape
 
 

@@ -30,6 +30,12 @@ def foreign(folder: Path, **columns: Any) -> Path:
     return folder / "m.parquet"
 
 
+@pytest.mark.parametrize("bits", [[None, 12, 16], [None] * 3, ["12", "", "x"]])
+def test_a_file_has_the_fingerprint_of_its_manifest(tmp_path: Path, bits: list[Any]) -> None:
+    manifest = read(tmp_path, label=["x", "y", None], bits=bits)
+    assert manifest.fingerprint == read_fingerprint(tmp_path / "m.parquet")
+
+
 def read(folder: Path, **columns: Any) -> Manifest:
     return read_manifest(foreign(folder, **columns))
 

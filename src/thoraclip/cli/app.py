@@ -21,7 +21,7 @@ from thoraclip.api.methods import MethodFunction, caption, embed, method_functio
 from thoraclip.api.start import demo, run_study
 from thoraclip.cli import show
 from thoraclip.cli.command import Command
-from thoraclip.cli.console import announce, complain, prepare_streams, progress_bar, say, shut
+from thoraclip.cli.console import ShownRows, announce, complain, prepare_streams, progress_bar, say, shut
 from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
 from thoraclip.memory import keep_freed_memory
 from thoraclip.methods import METHODS, require_shared_work
@@ -34,7 +34,8 @@ def _predict(given: Mapping[str, Any]) -> Any:
     """Score; rows go to standard output where no file is named."""
     if given["out"] is None and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("standard output is closed; name a file with --out")
-    stream, rows_are_shown = sys.stdout.buffer, given["out"] is None and sys.stdout.isatty()
+    rows_are_shown = given["out"] is None and sys.stdout.isatty()
+    stream = ShownRows() if rows_are_shown else sys.stdout.buffer
     with nullcontext() if rows_are_shown else progress_bar() as progress:  # which would run over the rows
         return predict(**{**given, "out": given["out"] or stream}, progress=progress or False, announce=announce)
 

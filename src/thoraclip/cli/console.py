@@ -6,17 +6,18 @@ without control characters; `prepare_streams` escapes the letters that the termi
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from thoraclip.errors import printable
 from thoraclip.runs import is_main_process
 
-__all__ = ["announce", "complain", "prepare_streams", "print_table", "progress_bar", "say", "shut"]
+__all__ = ["ShownRows", "announce", "complain", "prepare_streams", "print_table", "progress_bar", "say", "shut"]
 
 _PLAIN_SECONDS = 10.0
 """Where no person watches, one line in this many seconds."""
@@ -31,6 +32,16 @@ _stages: list[str] = []
 def say(text: object) -> None:
     """One line on standard output."""
     _write(sys.stdout, text)
+
+
+class ShownRows(io.RawIOBase):
+    """A stream whose lines, each written at once, are shown on a terminal, whatever a file's name holds."""
+
+    def write(self, line: Any) -> int:
+        """One line, which may be empty."""
+        if data := bytes(line):
+            say(data.removesuffix(b"\n").decode("utf-8", "surrogateescape"))
+        return len(data)
 
 
 def complain(text: object) -> None:

@@ -100,8 +100,13 @@ def index(
             f"{printable(listing.set_aside[0][0])}: {listing.set_aside[0][1]}; name the folder below which they lie"
         )
     rows.sort(key=lambda row: row["image_id"])
-    for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
-        raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
+    if unread := {row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}:
+        label, reasons = min(unread), dict(listing.set_aside)
+        path = next(row["path"] for row in listing.rows if row["label"] == label)
+        raise ManifestError(
+            f"{listing.lines.get(path, root)}: class '{label}' holds no readable picture; replace its files or remove "
+            f"the class{' or its rows' if listing.lines else ''}; first {path}: {reasons[path]}"
+        )
     manifest = replace(Manifest.from_rows(rows, root.resolve(), may_leak=True), apart=apart)
     remarks = [(str(row["path"]), row["image_remarks"]) for row in rows if row.get("image_remarks")]
     if remarks:

@@ -8,7 +8,6 @@ Training, embedding, export and serving all pass through here, so there is one s
 from __future__ import annotations
 
 from thoraclip.imaging.decoding import DECODING, MAX_PIXELS, Radiograph, decode, read_bytes
-from thoraclip.imaging.listing import is_image_name
 from thoraclip.imaging.preprocessing import Preprocess, check_pixels, fit, normalise, perceptual_hash, preprocess
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "check_pixels",
     "decode",
     "fit",
-    "is_image_name",
     "normalise",
     "perceptual_hash",
     "preprocess",

@@ -58,19 +58,15 @@ def display_exponent(chunks: dict[bytes, bytes]) -> tuple[float, tuple[str, ...]
         return 1.0, ()
     first = next((kind.decode() for kind in (b"cICP", b"iCCP", b"sRGB") if kind in chunks), "")
     if first or not _GAMMAS[0] <= gamma <= _GAMMAS[1]:
-        return 1.0, (
-            f"its gAMA {gamma:g} is passed over, {f'for {first} goes before it' if first else 'out of range'}",
-        )
+        why = f"for {first} goes before it" if first else "out of range"
+        return 1.0, (f"its gAMA {gamma:g} is passed over, {why}",)
     return exponent, ()
 
 
 def alpha_remarks(most: int, opaque: int) -> tuple[str, ...]:
     """A remark where nothing of a picture is opaque, and so it is darker over black; `most`: its largest alpha."""
-    return (
-        ()
-        if most >= opaque
-        else (f"nothing of it is opaque (its alpha ends at {most:,} of {opaque:,}), so it is dark",)
-    )
+    said = f"nothing of it is opaque (its alpha ends at {most:,} of {opaque:,}), so it is dark"
+    return (said,) if most < opaque else ()
 
 
 def deep_grey(

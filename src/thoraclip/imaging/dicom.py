@@ -44,8 +44,10 @@ _PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
 _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"}
 """JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred
 bytes, and GDCM, which crashes, run in a process of their own."""
-_SIDES = {"left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL"}
-_VIEWS = {"postero-anterior": "PA", "antero-posterior": "AP", **_SIDES}
+_VIEWS = {
+    "postero-anterior": "PA", "antero-posterior": "AP",
+    "left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL",
+}  # fmt: skip
 _WHOLE = ("SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 OLDEST_YEARS = 130
@@ -186,9 +188,8 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
         days = (datetime.strptime(studied or "", "%Y%m%d") - datetime.strptime(born or "", "%Y%m%d")).days
     except ValueError:
         return None
-    return (
-        round(days / 365.25, 1) if 0 <= days < OLDEST_YEARS * 366 else None
-    )  # no closer: dates of birth identify people
+    # no closer: dates of birth identify people
+    return round(days / 365.25, 1) if 0 <= days < OLDEST_YEARS * 366 else None
 
 
 def _stored_values(dataset: Dataset, data: bytes, remarks: list[str]) -> Stored:

@@ -29,7 +29,7 @@ from thoraclip.imaging.names import (
     kind_by_name,
 )
 
-__all__ = ["CLOSED", "FOLDER", "LINKS", "SPECIAL", "Found", "Tally", "is_image_name", "walk"]
+__all__ = ["CLOSED", "FOLDER", "LINKS", "SPECIAL", "Found", "Tally", "walk"]
 
 FOLDER = "folders"
 LINKS = "links to folders that are listed already, or that lie above"
@@ -99,12 +99,6 @@ def walk(root: str | Path, *, look_inside: bool = True) -> Iterator[Found]:
                 break
         else:
             above.pop()
-
-
-def is_image_name(path: str | Path) -> bool:
-    """Whether `walk` takes a file for an image: by its name, or by its first bytes where the name does not say; True
-    for one that only its first bytes could tell and that cannot be opened."""
-    return _file(os.fspath(path), True).kind == IMAGES
 
 
 def _entries(folder: str, links: _Links, look_inside: bool) -> Iterator[Found]:

@@ -119,8 +119,7 @@ def fit(pixels: Grey, spec: Preprocess) -> Grey:
 def normalise(grey: Grey, spec: Preprocess) -> Pixels:
     """u8[..., H, W] -> f32[..., 3, H, W]: (grey / 255 - mean) / std, the same grey in three channels."""
     unit = grey[..., None, :, :].astype(np.float32) * np.float32(1 / 255)
-    mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (spec.mean, spec.std))
     return (unit - mean) / std
 
 
@@ -147,8 +146,7 @@ def check_pixels(pixels: npt.NDArray[Any], spec: Preprocess) -> None:
         raise ImageError(
             f"pixels {pixels.dtype}{list(pixels.shape)}: expected float32 [B, 3, {spec.size}, {spec.size}]"
         )
-    mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (spec.mean, spec.std))
     unit = pixels * std + mean
     low, high = float(unit.min()), float(unit.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < -1e-3 or high > 1 + 1e-3:

@@ -17,9 +17,11 @@ import numpy.typing as npt
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from thoraclip.errors import ThoraclipError
+from thoraclip.errors import ThoraclipError, printable
 
 __all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "show", "without_gaps"]
+
+_HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @cache
@@ -34,11 +36,19 @@ def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> E
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_visible,
     )
     shared.filters |= {"md": escape_markdown, "show": show, **filters}
     shared.globals["counted"] = counted
     shared.tests["table"] = _is_table
     return shared
+
+
+def _visible(value: object) -> object:
+    """A value of a page, with control characters, marks of writing direction and lone surrogates as escapes."""
+    if not isinstance(value, str) or not _HIDDEN.search(value):
+        return value
+    return type(value)(_HIDDEN.sub(lambda found: printable(found[0]), value))
 
 
 def picture_or_reason(load: Callable[[], npt.NDArray[np.uint8]], side: int) -> dict[str, str | None]:

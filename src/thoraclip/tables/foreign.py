@@ -18,6 +18,7 @@ __all__ = ["ForeignTable", "as_type", "tidied"]
 
 _EXACT = 2.0**53  # larger floats are not whole numbers that anybody wrote
 _UNTIDY = r"[^!-~ ]|^ | $|  "  # no other text is changed by `tidy`
+_ELSE = {"image_id": "path"}
 _NAMES, _PATHS = ("label", "patient"), ("image_id", "path")
 
 
@@ -33,6 +34,7 @@ class ForeignTable(StoredTable):
     """
 
     wanted: Mapping[str, pa.DataType] = field(default_factory=dict)
+    _held: frozenset[str] = frozenset()
     _untidy: dict[str, Counter[str]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -54,15 +56,11 @@ class ForeignTable(StoredTable):
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """As `StoredTable.parts`, in our types."""
         names = self.schema.names if columns is None else list(columns)
-        sources = {name: self._source(name) for name in names}
+        sources = {name: name if name in self._held else _ELSE.get(name) for name in names}
         read = sorted({source for source in sources.values() if source is not None}) or ["path"]
         self._untidy.clear()
         for part in super().parts(read):
             yield pa.table({name: self._column(part, name, source) for name, source in sources.items()})
-
-    def _source(self, name: str) -> str | None:
-        held: frozenset[str] = self._held  # type: ignore[attr-defined]
-        return name if name in held else "path" if name == "image_id" else None
 
     def _column(self, part: pa.Table, name: str, source: str | None) -> pa.ChunkedArray:
         kind = self.wanted.get(name)

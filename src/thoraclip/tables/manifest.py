@@ -148,12 +148,12 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
-        return columns_digest([*(self.table[name] for name in _IDENTITY), *self._depths()])
+        return _digest(self.table, _IDENTITY)
 
     @property
     def content_fingerprint(self) -> str:
         """SHA-256 over ids, picture contents and depths alone: what an embedding depends on."""
-        return columns_digest([self.table["image_id"], self.table["sha256"], *self._depths()])
+        return _digest(self.table, ("image_id", "sha256"))
 
     @property
     def bits(self) -> list[int | None]:
@@ -165,10 +165,6 @@ class Manifest:
         """The commonest depth of the images, the larger of two as common; `None` where none has one."""
         counted = Counter(filter(None, self.bits))
         return max(counted, key=lambda bits: (counted[bits], bits), default=None)
-
-    def _depths(self) -> list[pa.ChunkedArray]:
-        """The column of depths, where any image has one."""
-        return [self.table["bits"]] if any(self.bits) else []
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
         """The classes as given, or the sorted labels.
@@ -372,8 +368,13 @@ def read_fingerprint(path: Path) -> str:
     """`Manifest.fingerprint` of a file, wherever its images are; raises InputError or ManifestError where it holds no
     manifest."""
     stored = _open(path)
-    table = pa.concat_tables(stored.parts(_IDENTITY))
-    return columns_digest(table[name] for name in _IDENTITY)
+    columns = [*_IDENTITY, *(name for name in ("bits",) if name in stored.schema.names)]
+    return _digest(pa.concat_tables(stored.parts(columns)), _IDENTITY)
+
+
+def _digest(table: pa.Table, names: Sequence[str]) -> str:
+    """SHA-256 over some columns, and over the depths where any image has one."""
+    return columns_digest(table[name] for name in (*names, *(["bits"] if any(depths_of(table)) else [])))
 
 
 def _holds_image(root: Path, table: pa.Table) -> bool:

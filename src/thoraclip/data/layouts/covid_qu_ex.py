@@ -6,13 +6,14 @@ differ: the first folder is doubled or not, the first class is `COVID-19` or `CO
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, utf8
 from thoraclip.errors import InputError, ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found
 from thoraclip.imaging.names import IMAGES, MASKS, SYSTEM
@@ -81,8 +82,8 @@ def _places(root: Path, found: Sequence[Found]) -> dict[str, _Place]:
     """Class folder -> its place, for those with a folder `images`; none lies within another."""
     places: dict[str, _Place] = {}
     for one in found:
-        folder, last = split_path(one.path)
-        label = _CLASSES.get(loose(split_path(folder)[1] or root.resolve().name))
+        folder, last = posixpath.split(one.path)
+        label = _CLASSES.get(loose(posixpath.split(folder)[1] or root.resolve().name))
         if one.kind == FOLDER and last.lower() == "images" and label:
             split = next(filter(None, map(split_name, reversed(folder.split("/")))), None)
             places.setdefault(folder, _Place(label, split, "infection" in folder.lower(), one.path))
@@ -95,7 +96,7 @@ def _sort_out(listing: Listing, found: Sequence[Found], places: Mapping[str, _Pl
     known = {"", *places, *by_images, *(folder for place in places for folder in folders_above(place))}
     unknown: Counter[str] = Counter()
     for one in found:
-        folder, last = split_path(one.path)
+        folder, last = posixpath.split(one.path)
         own = [one.path] if one.kind == FOLDER else []
         branch = next((above for above in [*folders_above(one.path), *own] if above not in known), None)
         column = _MASKS.get(last.lower()) if one.kind == MASKS else None
@@ -110,13 +111,12 @@ def _sort_out(listing: Listing, found: Sequence[Found], places: Mapping[str, _Pl
             _add_masks(listing, places[folder], column, one.path)
         else:
             listing.leave_out(one, image="outside the folders 'images'")
-    for branch, files in unknown.items():
-        listing.leave_out_folder(branch, files)
+    listing.unknown_folders += [(utf8(folder), files) for folder, files in unknown.items()]
 
 
 def _add_masks(listing: Listing, place: _Place, column: str, folder: str) -> None:
     for one in list_files(listing, folder):
-        above, name = split_path(one.path)
+        above, name = posixpath.split(one.path)
         if one.kind in (IMAGES, MASKS) and above == folder and (column, name) not in place.masks:
             place.masks[column, name] = one.path
         else:
@@ -133,7 +133,7 @@ def _rows(listing: Listing, place: _Place) -> Iterator[tuple[dict[str, Any], str
     for one in place.images:
         if not listing.accepts(one):
             continue
-        name = split_path(one.path)[1]
+        name = posixpath.split(one.path)[1]
         row: dict[str, Any] = {"path": one.path, "label": place.label, "split": place.split}
         for column in _MASKS.values():
             row[column] = place.masks.pop((column, name), None)

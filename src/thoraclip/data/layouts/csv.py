@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path, utf8
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, utf8
 from thoraclip.delimited import NO_VALUE, UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging.dicom import OLDEST_YEARS, PER_YEAR
@@ -34,6 +36,7 @@ COLUMN_SETTINGS = {
 }
 """Setting that names a CSV column -> the manifest column that it fills."""
 
+_SHOWN = 10
 _OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}  # columns of a manifest that no table gives
 _ALIASES = {
     "age_years": ("age",),
@@ -42,6 +45,14 @@ _ALIASES = {
     "source": ("source_repo", "dataset"),
 }
 """Columns that are taken for ours where none bears our name."""
+_LIKELY = {
+    "age": "age ages alter edad idade eta leeftijd",
+    "sex": "sex gender geschlecht sexe sexo sesso genre genero geslacht",
+    "view": "view viewposition projection projektion proyeccion strahlengang",
+    "split": "split subset partition",
+    "patient": "patientid patientno patientnr patientnumber patientenid patientennummer pid subject subjectid caseid",
+}
+"""Option, and words (as `loose` gives them) in the name of a column that it may be meant for; the first counts."""
 _SEXES = {
     "M": "m male man mannlich mann masculin homme masculino hombre maschile maschio",
     "F": "f female woman weiblich w frau feminin femme femenino feminino mujer femminile femmina",
@@ -85,11 +96,12 @@ def find_csv(
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
     classes = {row["label"]: row["path"] for row in reversed(listing.rows) if row["label"]}
     for label, path in classes.items():
+        line, _ = earlier.lines[f"path '{path}'"]
+        listing.lines[path] = f"{csv_file}:{line}"
         parts = re.findall(r"[^|;,\[\]'\"]+", label)
         if "|" in label or (len(parts) > 1 and classes.keys() >= set(filter(None, map(tidy, parts)))):
-            line = earlier.lines[f"path '{path}'"][0]
-            raise ManifestError(f"{csv_file}:{line}: label '{label}' names several classes; keep one per image")
-    listing.notes += table.notes
+            raise ManifestError(f"{listing.lines[path]}: label '{label}' names several classes; keep one per image")
+    listing.notes += [*table.notes, *_columns_note(chosen, table)]
     for note, rows in unclear.items():
         more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
         listing.notes.append(f"{note} ({rows[0]}{more})")
@@ -149,6 +161,24 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
     return chosen
 
 
+def _columns_note(chosen: Mapping[str, str], table: Delimited) -> list[str]:
+    """A line that says which columns fill ours under another name, which are text alone, and what to type for those."""
+    taken = [f"{ours} from '{theirs}'" for ours, theirs in chosen.items() if ours != theirs]
+    kept = [name for name in table.header if name not in chosen.values()]
+    options: dict[str, str] = {}
+    for name in kept:
+        words = set(map(loose, [name, *re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)]))
+        option = next((option for option, known in _LIKELY.items() if words & set(known.split())), None)
+        if option and not {option, f"{option}_years"} & chosen.keys():
+            options.setdefault(option, f"--{option}-column {shlex.quote(name)}")
+    said = [f"taken: {', '.join(taken)}"] if taken else []
+    if kept:
+        more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
+        said.append(f"kept as text: {', '.join(map(repr, kept[:_SHOWN]))}{more}")
+    said += [f"if they are meant, add {' '.join(options.values())}"] if options else []
+    return [f"columns {'; '.join(said)}"] if said else []
+
+
 def _list_others(listing: Listing, csv_file: Path) -> None:
     """Count the files below the root that no row names, folder by folder."""
     root, table = listing.root.resolve(), csv_file.resolve()
@@ -162,7 +192,7 @@ def _list_others(listing: Listing, csv_file: Path) -> None:
         if one.kind == SYSTEM and others:
             listing.leave_out(one._replace(files=others))
         elif others:
-            counts[one.path if one.files > 1 else split_path(one.path)[0] or "."] += others
+            counts[one.path if one.files > 1 else posixpath.split(one.path)[0] or "."] += others
     listing.not_in_table += [(utf8(folder), files) for folder, files in counts.items()]
 
 

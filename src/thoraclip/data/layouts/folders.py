@@ -1,16 +1,17 @@
-"""Class folders: `ROOT/<class>/...` or `ROOT/<train|val|test>/<class>/...`, also within sole folders."""
+"""Class folders: `ROOT/<class>/...`, with folders of a split above or below the classes; also within sole folders."""
 
 from __future__ import annotations
 
-import shlex
+import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import Listing, folders_above, index_command, list_files, split_path
+from thoraclip.data.layouts.listing import Listing, folders_above, index_command, list_files, typed, utf8
 from thoraclip.errors import ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found, Tally
 from thoraclip.imaging.names import IMAGES, SYSTEM
+from thoraclip.pages import counted
 from thoraclip.spelling import split_name
 
 __all__ = ["find_folders"]
@@ -23,26 +24,52 @@ def find_folders(root: Path, **_: object) -> Listing:
     listing = Listing(root)
     found = list(list_files(listing))
     inside = _sub_folders(found)
-    top = _wrapper(inside, {split_path(one.path)[0] for one in found if one.kind == IMAGES})
+    with_images = {posixpath.split(one.path)[0] for one in found if one.kind == IMAGES}
+    top = _wrapper(inside, with_images)
     if top:
-        _refuse_patients(root / top, [split_path(folder)[1] for folder in inside[top]])
+        _refuse_patients(root / top, [posixpath.split(folder)[1] for folder in inside[top]])
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
-    splits = [folder for folder in inside[top] if split_name(split_path(folder)[1])]
-    if len({split_name(split_path(folder)[1]) for folder in splits}) < 2:
+    splits = [folder for folder in inside[top] if split_name(posixpath.split(folder)[1])]
+    if len({split_name(posixpath.split(folder)[1]) for folder in splits}) < 2:
         listing.notes += [f"class '{folder}' bears the name of a split, and no other folder does" for folder in splits]
         splits = []
-    classes = {folder: (split_path(folder)[1], split_name(split_path(s)[1])) for s in splits for folder in inside[s]}
+    classes = {
+        folder: (posixpath.split(folder)[1], split_name(posixpath.split(s)[1])) for s in splits for folder in inside[s]
+    }
     if not splits:
-        classes = {folder: (split_path(folder)[1], None) for folder in inside[top]}
+        classes = {folder: (posixpath.split(folder)[1], None) for folder in inside[top]}
     unknown = {folder: 0 for folder in inside[top] if splits and folder not in splits}
-    _note_inner_folders(listing, classes, inside)
-    _sort_out(listing, found, classes, unknown)
-    for folder, files in unknown.items():
-        listing.leave_out_folder(folder, files)
+    below = {} if splits else _splits_below(listing, classes, inside, with_images)
+    _note_inner_folders(listing, below or classes, inside)
+    _sort_out(listing, found, classes, below, unknown)
+    listing.unknown_folders += [(utf8(folder), files) for folder, files in unknown.items()]
     return listing
 
 
-def _sort_out(listing: Listing, found: Sequence[Found], classes: _Classes, unknown: dict[str, int]) -> None:
+def _splits_below(
+    listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]], with_images: set[str]
+) -> dict[str, str]:
+    """Folder -> split, where all that lies in the classes are folders of splits; noted where only a part of it is."""
+    inner = [folder for place in classes for folder in inside[place]]
+    splits = {folder: split for folder in inner if (split := split_name(posixpath.split(folder)[1]))}
+    others = [folder for folder in inner if folder not in splits]
+    others += [place for place in classes if place in with_images or not inside[place]]
+    if splits and others:
+        listing.notes.append(
+            f"no split is taken from {counted(len(splits), 'folder')} below the classes, first {next(iter(splits))}, "
+            f"as {others[0]} has none; sort its images into train, val and test, or give a table with a column split "
+            "(--csv TABLE.csv)"
+        )
+    return {} if others else splits
+
+
+def _sort_out(
+    listing: Listing,
+    found: Sequence[Found],
+    classes: _Classes,
+    below: Mapping[str, str],
+    unknown: dict[str, int],
+) -> None:
     images: Counter[str] = Counter()
     seen = {folder: Tally() for folder in ("", *classes)}
     for one in found:
@@ -56,6 +83,7 @@ def _sort_out(listing: Listing, found: Sequence[Found], classes: _Classes, unkno
             seen[place or ""].add(one)
         elif listing.accepts(one):
             label, split = classes[place]
+            split = split or next((below[folder] for folder in above if folder in below), None)
             listing.rows.append({"image_id": one.path, "path": one.path, "label": label, "split": split})
             images[place] += 1
         else:
@@ -75,9 +103,9 @@ def _refuse_patients(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]]) -> None:
+def _note_inner_folders(listing: Listing, classes: Collection[str], inside: Mapping[str, Sequence[str]]) -> None:
     """Ask about `site/class/...`, where every class holds the same folders, two or more."""
-    names = [{split_path(folder)[1] for folder in inside[place]} for place in classes]
+    names = [{posixpath.split(folder)[1] for folder in inside[place]} for place in classes]
     if len(names) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names):
         first = listing.root / next(iter(classes))
         listing.notes.append(
@@ -87,7 +115,7 @@ def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str
 
 
 def _refuse_empty(folder: Path, seen: Tally) -> None:
-    away = shlex.join(["mv", printable(folder), f"{printable(folder.parent)}-{printable(folder.name)}"])
+    away = typed("mv", str(folder), f"{folder.parent}-{folder.name}")
     raise ManifestError(
         f"{printable(folder)}: class '{printable(folder.name)}' holds no PNG, JPEG or DICOM picture; add some or "
         f"remove it ({away}); it holds {printable(seen)}"
@@ -100,7 +128,7 @@ def _sub_folders(found: Sequence[Found]) -> dict[str, list[str]]:
     for one in found:
         if one.kind == FOLDER:
             inside[one.path] = []
-            inside[split_path(one.path)[0]].append(one.path)
+            inside[posixpath.split(one.path)[0]].append(one.path)
     return inside
 
 

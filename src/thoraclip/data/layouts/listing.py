@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "index_command", "list_files", "require_folder", "split_path", "utf8",
+    "Listing", "folders_above", "index_command", "list_files", "require_folder", "typed", "utf8",
 ]  # fmt: skip
 
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
@@ -32,6 +33,7 @@ class Listing:
     system_files: list[tuple[str, int]] = field(default_factory=list)  # hidden, or a system's own; files below, or 1
     repeated_files: list[tuple[str, str]] = field(default_factory=list)  # (path, path of the file in a row or mask)
     not_in_table: list[tuple[str, int]] = field(default_factory=list)  # folder; files in it that no row names
+    lines: dict[str, str] = field(default_factory=dict, compare=False)  # first path of a class -> `table:line`
     notes: list[str] = field(default_factory=list)  # repeats, joins and conflicts, one line each
     seen: Tally = field(default_factory=Tally, compare=False)  # everything that is no image
 
@@ -57,10 +59,6 @@ class Listing:
         elif found.kind != FOLDER:
             self.set_aside.append((path, image if found.kind == IMAGES else found.reason))
 
-    def leave_out_folder(self, path: str, files: int) -> None:
-        """List a folder that the layout does not explain."""
-        self.unknown_folders.append((utf8(path), files))
-
 
 def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
     """Everything below the root, or a folder below it, with POSIX paths below the root."""
@@ -74,13 +72,16 @@ def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
 
 def index_command(root: str | Path, *options: str) -> str:
     """The command that indexes a folder, as a message says it."""
-    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
+    return typed("thoraclip", "index", str(root), *options, "--out", "manifest.parquet")
 
 
-def split_path(path: str) -> tuple[str, str]:
-    """`a/b/c` -> (`a/b`, `c`); the root is the empty folder."""
-    folder, _, name = path.rpartition("/")
-    return folder, name
+def typed(*words: str) -> str:
+    """A command to paste into a shell, in printable letters: `$'\\377'` for a name that holds others."""
+    escaped = (
+        re.sub(rb"[^\w/ .-]", lambda byte: b"\\%03o" % ord(byte[0]), os.fsencode(word)).decode() for word in words
+    )
+    pairs = zip(words, escaped, strict=True)
+    return " ".join(shlex.quote(word) if printable(word) == word else f"$'{plain}'" for word, plain in pairs)
 
 
 def folders_above(path: str) -> list[str]:
