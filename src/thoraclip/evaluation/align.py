@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import ConfigError, ManifestError, MismatchError
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.results import MethodResult
@@ -36,12 +36,12 @@ class Aligned:
 
     labels: LabelSet
     image_id: tuple[str, ...]
-    target: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
+    target: Ints
+    groups: Ints
     unit: str
     scored: Mapping[str, tuple[Scored, ...]]
     splits: tuple[str, ...]
-    fold_of: npt.NDArray[np.int64]
+    fold_of: Ints
     folds: tuple[int, ...]
     dropped: Mapping[str, int]
 
@@ -60,7 +60,7 @@ class Aligned:
         """G."""
         return int(self.groups.max()) + 1
 
-    def groups_of(self, rows: npt.NDArray[np.bool_]) -> int:
+    def groups_of(self, rows: Masks) -> int:
         """Number of groups among some images, bool[N]."""
         return len(np.unique(self.groups[rows]))
 
@@ -141,7 +141,7 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
     return joined
 
 
-def _fold_of(table: Predictions) -> npt.NDArray[np.int64]:
+def _fold_of(table: Predictions) -> Ints:
     if None in table.fold:
         return np.zeros(len(table), dtype=np.int64)
     return np.unique(np.array(table.fold), return_inverse=True)[1].astype(np.int64)

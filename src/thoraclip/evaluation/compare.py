@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
 from thoraclip.proportions import t_quantile
@@ -32,8 +32,6 @@ __all__ = [
     "t_test",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""
@@ -60,7 +58,7 @@ class Contestant:
     name: str
     values: Mapping[str, float]
     replicates: Mapping[str, Floats]
-    correct: npt.NDArray[np.bool_] | None
+    correct: Masks | None
     trainings: Mapping[str, Floats]
     trained: bool = True
 
@@ -135,7 +133,7 @@ def _seeds_needed(difference: float, sampling: Variance, training: Sequence[Vari
     return None
 
 
-def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) -> float:
+def mcnemar_p(a: Masks, b: Masks, groups: Ints) -> float:
     """Exact two-sided McNemar test that two methods are right equally often (McNemar 1947, Psychometrika 12:153).
 
     Let d_k be how many more of group k's images the first method has right. If the methods are alike, the sign of each

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import reliability_bins
 from thoraclip.evaluation.intervals import estimate
@@ -18,8 +18,6 @@ from thoraclip.evaluation.trainings import training_variance
 
 __all__ = ["MISTAKES", "mean_clusters", "method_entry", "training_values"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MISTAKES = 24
 """Most confident wrong answers kept for each method."""

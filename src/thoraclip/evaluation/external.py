@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import holm, t_test
@@ -27,8 +27,6 @@ from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_vari
 
 __all__ = ["DROPS", "ExternalResult", "Sample", "difference", "external_entries", "measure"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 DROPS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 """Metrics whose drop is told."""
@@ -159,7 +157,7 @@ def _entry(
     return entry
 
 
-def _take(aligned: Aligned, name: str, rows: npt.NDArray[np.bool_]) -> tuple[Scored, ...]:
+def _take(aligned: Aligned, name: str, rows: Masks) -> tuple[Scored, ...]:
     return tuple(Scored(aligned.target[rows], table.scores[rows]) for table in aligned.scored[name])
 
 
@@ -182,7 +180,7 @@ def _method(method: MethodResult, inside: Sample, outside: Sample, counts: Mappi
 def measure(
     tables: Sequence[Scored],
     aligned: Aligned,
-    rows: npt.NDArray[np.bool_],
+    rows: Masks,
     *,
     fold_of: Ints | None,
     folds: int = 1,

@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.weighted import Weighted, mean_of_known, ratio
 
@@ -33,9 +33,6 @@ __all__ = [
     "precision_recall",
     "roc",
 ]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Scored:
         return np.asarray(self.scores.max(axis=1), dtype=np.float64)
 
     @cached_property
-    def correct(self) -> npt.NDArray[np.bool_]:
+    def correct(self) -> Masks:
         """bool[N]: the predicted class is the true one."""
         return np.asarray(self.predicted == self.target, dtype=np.bool_)
 
@@ -107,7 +104,7 @@ class Scored:
         """Average precision of each class: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
         return self._ranked(_average_precision)
 
-    def _ranked(self, score: Callable[[npt.NDArray[np.bool_], Floats], float]) -> list[float | None]:
+    def _ranked(self, score: Callable[[Masks, Floats], float]) -> list[float | None]:
         return [
             score(self.target == c, self.scores[:, c]) if c in self.rankable else None for c in range(self.class_count)
         ]
@@ -144,7 +141,7 @@ def confusion(scored: Scored) -> Ints:
     return cells.reshape(count, count).astype(np.int64)
 
 
-def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def _thresholds(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(true positives, false positives) at every distinct score, from the highest down."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
@@ -152,7 +149,7 @@ def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats,
     return true, 1 + last - true
 
 
-def roc(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def roc(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(false, true positive rates) at the corners of the ROC curve of one class against the rest, both of which have
     images."""
     true, false = _thresholds(is_class, score)
@@ -162,18 +159,18 @@ def roc(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]
     return np.append(0.0, false) / false[-1], np.append(0.0, true) / true[-1]
 
 
-def _auroc(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+def _auroc(is_class: Masks, score: Floats) -> float:
     false, true = roc(is_class, score)
     return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
 
 
-def precision_recall(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def precision_recall(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(precision, recall) at every distinct score of one class against the rest, from the highest down."""
     true, false = _thresholds(is_class, score)
     return true / (true + false), true / true[-1]
 
 
-def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+def _average_precision(is_class: Masks, score: Floats) -> float:
     precision, recall = precision_recall(is_class, score)
     return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
 

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment
 from markupsafe import Markup
 
 from thoraclip import imaging
+from thoraclip.dtypes import Greys
 from thoraclip.errors import InputError
 from thoraclip.evaluation import curve_figures, figures
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
@@ -38,7 +37,7 @@ __all__ = [
     "write_audit",
 ]
 
-Load = Callable[[Path], npt.NDArray[np.uint8]]
+Load = Callable[[Path], Greys]
 """File -> grey pixels u8[H, W]."""
 
 _COLUMNS = {

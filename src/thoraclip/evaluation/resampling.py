@@ -13,17 +13,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms
 from thoraclip.evaluation.weighted import Weighted, ratio
 
 __all__ = ["Replicates", "replicate", "resample_weights", "weighted_metrics"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _CHUNK_CELLS = 300_000
 """Weights held at a time (2.4 MiB, so that they stay in the cache); the answer does not depend on it."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from thoraclip.dtypes import Masks
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
@@ -33,8 +32,6 @@ from thoraclip.tables.predictions import Predictions
 
 __all__ = ["operating_calls", "trust_entry"]
 
-Rows = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _CURVE_POINTS = 50
 
@@ -48,8 +45,8 @@ class _Fold:
 
     number: int | None
     val: Scored
-    patients: Rows
-    rows: Rows
+    patients: Ints
+    rows: Ints
 
 
 def trust_entry(
@@ -164,7 +161,7 @@ def _scored(table: Predictions, aligned: Aligned) -> Scored:
 
 
 def _scaled(
-    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Rows | None
+    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Ints | None
 ) -> dict[str, Any]:
     """Both scalings: what was fitted, or `reason`; and calibration before and after."""
     names, tables = aligned.labels.names, {BEFORE: test}
@@ -255,14 +252,14 @@ def _operating_points(folds: Sequence[_Fold], test: Scored, aligned: Aligned, go
     return {"goal": goal, "patients_needed": needed, "classes": classes}
 
 
-def _rates(called: Bools, positive: Bools, patients: Rows) -> dict[str, Any]:
+def _rates(called: Masks, positive: Masks, patients: Ints) -> dict[str, Any]:
     return {
         "sensitivity": _share(called, positive, patients),
         "specificity": _share(~called, ~positive, patients),
     }
 
 
-def _share(right: Bools, among: Bools, patients: Rows) -> dict[str, Any]:
+def _share(right: Masks, among: Masks, patients: Ints) -> dict[str, Any]:
     """Of the images `among` bool[N], the share that is `right`, with its interval by patient."""
     if not among.any():
         return {"value": None, "low": None, "high": None, "of": 0, "reason": "no such image"}
@@ -270,7 +267,7 @@ def _share(right: Bools, among: Bools, patients: Rows) -> dict[str, Any]:
     return {"value": float(right[among].mean()), "low": low, "high": high, "of": int(among.sum())}
 
 
-def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Rows | None) -> dict[str, Any]:
+def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Ints | None) -> dict[str, Any]:
     """Curve, area, and the accuracy at `COVERAGES`; the answers are ordered by the scores as they are."""
     curve, n, groups = accuracy_curve(test.confidence, test.correct), len(test.target), aligned.group_count
     values = accuracy_at(test.confidence, test.correct)[:, 0]

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
+
+from thoraclip.dtypes import Floats
 
 __all__ = ["Weighted", "mean_of_known", "ratio"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
