@@ -19,6 +19,7 @@ __all__ = [
     "aurc",
     "ece",
     "equal_mass_bins",
+    "gap_columns",
     "reliability_bins",
 ]
 
@@ -37,6 +38,13 @@ def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> Ints:
     """
     below = np.searchsorted(np.sort(confidence), confidence, side="left")
     return np.asarray(below * bins // len(confidence), dtype=np.int64)
+
+
+def gap_columns(confidence: Floats, correct: Masks) -> Floats:
+    """f64[N, B]: correctness minus confidence of every image, in the column of its bin; 0 in the others."""
+    gaps = np.zeros((len(correct), ECE_BINS))
+    gaps[np.arange(len(correct)), equal_mass_bins(confidence)] = correct - confidence
+    return gaps
 
 
 def ece(confidence: Floats, correct: Masks, bins: int = ECE_BINS) -> float:

@@ -79,9 +79,7 @@ def recalibration(
 def _columns(scored: Scored) -> Floats:
     """f64[K, N]: Brier score, log-loss, correctness and the gap in each calibration bin of every image; every metric is
     a mean of these over the images, or the length of a vector of such means."""
-    n = len(scored.target)
-    gaps = np.zeros((n, calibration.ECE_BINS))
-    gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
+    gaps = calibration.gap_columns(scored.confidence, scored.correct)
     columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
     return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
 

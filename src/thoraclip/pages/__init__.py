@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 
-import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
