@@ -84,10 +84,8 @@ class OodScore:
             "threshold": self.threshold,
             "false_positive_rate": self.false_positive_rate,
             "guaranteed_rate": self.guaranteed_rate,
-            "calibrated_on": "held-out",
             "calibration_images": self.calibration_images,
             "calibration_patients": self.calibration_patients,
-            "neighbours": 0,
         }
 
     @cached_property
