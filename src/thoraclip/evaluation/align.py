@@ -14,7 +14,7 @@ from thoraclip.evaluation.results import MethodResult
 from thoraclip.labels import LabelSet
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["Aligned", "align"]
+__all__ = ["Aligned", "align", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
         raise ConfigError(f"two methods are called '{repeated[0]}'; give every method its own name")
     tables = {m.name: _judged(m) for m in methods if m.predictions}
     (first_name, (first, *_)) = next(iter(tables.items()))
-    first = _in_order(first, first.labels, sorted(first.image_id))
+    first = in_order(first, first.labels, sorted(first.image_id))
     scored: dict[str, tuple[Scored, ...]] = {}
     patients: list[str | None] = list(first.patient)
     for name, seeds in tables.items():
@@ -109,7 +109,7 @@ def _judged(method: MethodResult) -> tuple[Predictions, ...]:
         raise ManifestError(f"method '{method.name}': {error}") from error
 
 
-def _in_order(table: Predictions, labels: LabelSet, ids: Sequence[str]) -> Predictions:
+def in_order(table: Predictions, labels: LabelSet, ids: Sequence[str]) -> Predictions:
     """The rows of `ids`, in their order, with the score columns in the order of `labels`."""
     row_of = {image_id: row for row, image_id in enumerate(table.image_id)}
     rows = table.take(np.array([row_of[image_id] for image_id in ids], dtype=np.int64))
@@ -130,7 +130,7 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
             f"'{name}' and '{first_name}' are not scored on the same images: {len(differing)} ids differ, "
             f"such as '{differing[0]}' (in '{where}' only); score both on the same images"
         )
-    joined = _in_order(table, first.labels, first.image_id)
+    joined = in_order(table, first.labels, first.image_id)
     bad = np.flatnonzero(joined.target != first.target)
     if len(bad):
         row, names = int(bad[0]), first.labels.names

@@ -27,6 +27,7 @@ __all__ = [
     "MODELS",
     "Contestant",
     "compare",
+    "correct_p",
     "holm",
     "mcnemar_p",
     "t_test",
@@ -83,9 +84,7 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
     for metric in COMPARED:
         family = [_pair(a, b, metric, intervals, groups) for a, b in combinations(contestants, 2)]
         for name in ("p", "mcnemar_p"):
-            known = [row for row in family if row[name] is not None]
-            for row, corrected in zip(known, holm([row[name] for row in known]), strict=True):
-                row[f"{name}_holm"] = corrected
+            correct_p(family, name)
         rows += family
     return rows
 
@@ -157,6 +156,13 @@ def mcnemar_p(a: Masks, b: Masks, groups: Ints) -> float:
         chance = np.convolve(chance, step)
     reach = len(chance) // 2
     return min(1.0, float(chance[np.abs(np.arange(-reach, reach + 1)) >= abs(int(lead.sum()))].sum()))
+
+
+def correct_p(family: Sequence[dict[str, Any]], name: str = "p") -> None:
+    """Set `<name>_holm` of the rows whose p is known, see `holm`."""
+    known = [row for row in family if row[name] is not None]
+    for row, corrected in zip(known, holm([row[name] for row in known]), strict=True):
+        row[f"{name}_holm"] = corrected
 
 
 def holm(p: Sequence[float]) -> list[float]:

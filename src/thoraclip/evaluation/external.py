@@ -17,10 +17,10 @@ import numpy as np
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
-from thoraclip.evaluation.compare import holm, t_test
-from thoraclip.evaluation.entries import mean_clusters, training_values
-from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate
-from thoraclip.evaluation.metrics import METRICS, Scored, known_mean, per_class
+from thoraclip.evaluation.compare import correct_p, t_test
+from thoraclip.evaluation.entries import mean_clusters, mean_estimate, training_values
+from thoraclip.evaluation.intervals import Estimate, difference_interval
+from thoraclip.evaluation.metrics import METRICS, Scored, per_class
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
@@ -153,7 +153,8 @@ def _entry(
             seed=seed + 1,
         )
         entry["methods"].append(_method(method, known[key], there, counts))
-    _correct(entry["methods"])
+    for metric in DROPS:
+        correct_p([method["drop"][metric] for method in entry["methods"]])
     return entry
 
 
@@ -204,21 +205,21 @@ def measure(
     trainings = {} if fold_of is None else training_values(tables, fold_of, names=_MEASURED)
     by_class, values = mean_clusters(target, groups), {}
     for name in _MEASURED:
-        draws = np.mean([one.headline[name] for one in drawn], axis=0) if drawn else None
-        noise = np.mean([one.noise[name] for one in drawn], axis=0) if drawn and name == "ece" else None
-        values[name] = estimate(
-            known_mean([METRICS[name].point(table) for table in tables]),
-            draws,
+        values[name] = mean_estimate(
+            [METRICS[name].point(table) for table in tables],
+            [one.headline[name] for one in drawn],
+            [one.noise[name] for one in drawn if name in one.noise],
             clusters=by_class if METRICS[name].by_class else many,
             training=_training(trainings[name], folds) if trainings else None,
             higher_is_better=METRICS[name].higher_is_better,
-            noise=noise,
         )
     recalls, recall = [per_class(table)["recall"] for table in tables], {}
     for c in np.unique(target).tolist():
-        draws = np.mean([one.per_class["recall"][:, c] for one in drawn], axis=0) if drawn else None
-        patients = len(np.unique(groups[target == c]))
-        recall[aligned.labels.names[c]] = estimate(known_mean([one[c] for one in recalls]), draws, clusters=patients)
+        recall[aligned.labels.names[c]] = mean_estimate(
+            [one[c] for one in recalls],
+            [one.per_class["recall"][:, c] for one in drawn],
+            clusters=len(np.unique(groups[target == c])),
+        )
     return Sample(values, recall)
 
 
@@ -258,11 +259,3 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
 def _unsigned(value: float) -> float:
     """What is 0 but for rounding is 0, without a sign."""
     return value if abs(value) > 1e-12 else 0.0
-
-
-def _correct(methods: Sequence[dict[str, Any]]) -> None:
-    """Holm's correction over the methods of a set, metric by metric."""
-    for metric in DROPS:
-        known = [method["drop"][metric] for method in methods if method["drop"][metric]["p"] is not None]
-        for drop, corrected in zip(known, holm([drop["p"] for drop in known]), strict=True):
-            drop["p_holm"] = corrected

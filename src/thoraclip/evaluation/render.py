@@ -20,7 +20,7 @@ from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.reading import points, printed, probability, share, versus
+from thoraclip.evaluation.reading import points, printed, probability, share, share_interval, versus
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
 from thoraclip.evaluation.usefulness import RATE_NAMES
@@ -183,7 +183,14 @@ def escape_latex(text: object) -> str:
 
 def _environment(*, html: bool) -> Environment:
     return environment(
-        "thoraclip.evaluation", html=html, share=share, printed=printed, points=points, p=probability, tex=escape_latex
+        "thoraclip.evaluation",
+        html=html,
+        share=share,
+        printed=printed,
+        points=points,
+        p=probability,
+        tex=escape_latex,
+        interval=share_interval,
     )
 
 
