@@ -133,14 +133,13 @@ def _entry(
         "inside_n": int(rows.sum()),
         "commonest": max(counts.values()) / len(outside.image_id),
     }
+    everything = np.ones(len(outside.image_id), dtype=bool)
     for method in one.methods:
         key = (method.name, present)
         if key not in known:
             fold_of = inside.fold_of[rows] if method.is_trained else None
-            known[key] = measure(
-                _take(inside, method.name, rows), inside, rows, fold_of=fold_of, resamples=resamples, seed=seed
-            )
-        everything = np.ones(len(outside.image_id), dtype=bool)
+            tables = [Scored(inside.target[rows], table.scores[rows]) for table in inside.scored[method.name]]
+            known[key] = measure(tables, inside, rows, fold_of=fold_of, resamples=resamples, seed=seed)
         folds = max(1, len(inside.folds)) if method.is_trained else 1
         fold_of = np.zeros(len(everything), dtype=np.int64) if method.is_trained else None
         there = measure(
@@ -156,10 +155,6 @@ def _entry(
     for metric in DROPS:
         correct_p([method["drop"][metric] for method in entry["methods"]])
     return entry
-
-
-def _take(aligned: Aligned, name: str, rows: Masks) -> tuple[Scored, ...]:
-    return tuple(Scored(aligned.target[rows], table.scores[rows]) for table in aligned.scored[name])
 
 
 def _method(method: MethodResult, inside: Sample, outside: Sample, counts: Mapping[str, int]) -> dict[str, Any]:

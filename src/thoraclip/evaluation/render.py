@@ -27,15 +27,7 @@ from thoraclip.evaluation.usefulness import RATE_NAMES
 from thoraclip.pages import environment, picture_or_reason
 from thoraclip.runs import write_json, write_text, writes, written_together
 
-__all__ = [
-    "Load",
-    "audit_context",
-    "escape_latex",
-    "html_page",
-    "latex_table",
-    "markdown_page",
-    "write_audit",
-]
+__all__ = ["Load", "audit_context", "escape_latex", "html_page", "latex_table", "markdown_page", "write_audit"]
 
 Load = Callable[[Path], Greys]
 """File -> grey pixels u8[H, W]."""
