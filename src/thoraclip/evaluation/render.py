@@ -126,7 +126,7 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
         "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
         "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
-        "roc": [(label, Markup(curve_figures.roc_figure(ordered, label))) for label in classes],
+        "roc": [(label, Markup(curve_figures.roc_figure(real, label))) for label in classes],
         **_useful_figures(report, context),
     }
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
@@ -224,7 +224,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
-        "trusted": [m for m in ordered if m.get("trust")],  # none in a report of an earlier version
+        "trusted": [m for m in ordered if m.get("trust")],
         "useful": [m for m in ordered if m.get("predictive_values")],
         "grouped": [m for m in ordered if m.get("subgroups")],
         "group_points": POINTS,
