@@ -21,8 +21,9 @@ from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, compare,
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
 from thoraclip.evaluation.metrics import METRICS, Scored
-from thoraclip.evaluation.resampling import replicate
+from thoraclip.evaluation.resampling import replicate, resample_weights
 from thoraclip.evaluation.trainings import training_variance
+from thoraclip.evaluation.weighted import Weighted
 from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.ood import threshold_of
 from thoraclip.posthoc.operating import chance_of_goal, choose_threshold, positives_needed
@@ -92,6 +93,15 @@ def _truth(algorithm: Training, names: tuple[str, ...]) -> tuple[tuple[str, floa
     return tuple(zip(names, np.mean(np.array(found, dtype=np.float64), axis=0).tolist(), strict=True))
 
 
+def _compared(tables: Sequence[Scored], groups: Ints, resamples: int, seed: int) -> list[dict[str, Floats]]:
+    """Of `replicate` what is compared, for a tenth of the time."""
+    columns = np.concatenate([np.eye(9)[table.target * 3 + table.predicted] for table in tables], axis=1).T
+    drawn = [columns @ weights for weights in resample_weights(groups, resamples=resamples, seed=seed)]
+    cells = np.moveaxis(np.concatenate(drawn, axis=1).reshape(len(tables), 3, 3, -1), -1, 1)
+    found = [Weighted(of_table, areas=np.array, losses=np.array) for of_table in cells]
+    return [{name: METRICS[name].resampled(one) for name in COMPARED} for one in found]
+
+
 def _experiments(
     a: Training, b: Training, images: int, seeds: int, folds: int, sets: int, resamples: int
 ) -> Iterator[tuple[dict[str, Any], list[Contestant], Ints, Scored]]:
@@ -104,11 +114,11 @@ def _experiments(
         for algorithm in (a, b):
             more = algorithm.ease - a.ease
             pair.append([algorithm.cross_validated(rng, target, ease + more, fold_of) for _ in range(seeds)])
-        drawn = replicate(pair[0] + pair[1], groups, resamples=resamples, seed=number, confusion_only=True)
+        drawn = _compared(pair[0] + pair[1], groups, resamples, number)
         parts, contestants = (drawn[:seeds], drawn[seeds:]), []
         for name, tables, own in zip("ab", pair, parts, strict=True):
             values = {m: float(np.mean([METRICS[m].point(t) or 0.0 for t in tables])) for m in COMPARED}
-            replicates = {m: np.mean([one.headline[m] for one in own], axis=0) for m in COMPARED}
+            replicates = {m: np.mean([one[m] for one in own], axis=0) for m in COMPARED}
             contestants.append(Contestant(name, values, replicates, None, training_values(tables, fold_of, COMPARED)))
         rows = compare(contestants, intervals=True, groups=groups)
         yield next(row for row in rows if row["metric"] == _MAIN), contestants, fold_of, pair[0][0]
@@ -163,12 +173,12 @@ def few(sets: int) -> None:
             rng = np.random.default_rng([patients, number])
             target, ease, groups = algorithm.images(rng, patients, 10)
             tables = [algorithm.scores(rng, target, ease + own[groups]) for own in 1.5 * rng.normal(size=(2, patients))]
-            drawn = replicate(tables, groups, resamples=300, seed=number, confusion_only=True)
+            drawn = _compared(tables, groups, 300, number)
             pair = []
             for name, table, one in zip("ab", tables, drawn, strict=True):
                 values = {m: METRICS[m].point(table) or 0.0 for m in COMPARED}
                 nothing = {m: np.zeros((1, 1)) for m in COMPARED}
-                pair.append(Contestant(name, values, one.headline, None, nothing, trained=False))
+                pair.append(Contestant(name, values, one, None, nothing, trained=False))
             low, high = percentile_interval(pair[0].replicates["accuracy"] - pair[1].replicates["accuracy"])
             row = compare(pair, intervals=True, groups=groups)[0]
             called += [not low <= 0 <= high, row["p"] < 0.05]

@@ -72,7 +72,7 @@ def test_a_loss_trains_and_an_unknown_one_does_not(
 
 
 def test_a_metric_stands_in_the_report_with_its_interval(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "dummy", Metric("dummy score", lambda scored: float(scored.correct.mean())))
+    monkeypatch.setitem(METRICS, "dummy", Metric("dummy score", lambda w: w.hit.sum(axis=1) / w.total[:, 0]))
     assert run(["study", study(folder, 'a kind = "zeroshot"'), "--out", "out"]) == 0
     found = read(folder / "out" / "report.json")["methods"][0]["metrics"]
     assert found["dummy"] == pytest.approx(found["accuracy"]), "from the same resamples"

@@ -23,7 +23,7 @@ from thoraclip.evaluation.compare import (
     t_test,
 )
 from thoraclip.evaluation.metrics import Scored
-from thoraclip.evaluation.resampling import replicate, resample_weights, weighted_metrics
+from thoraclip.evaluation.resampling import PreparedTable, replicate, resample_weights
 from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS, Variance
 
 
@@ -57,7 +57,8 @@ def test_holm_equals_a_slow_oracle(p: list[float]) -> None:
 
 def _values(table: Scored) -> dict[str, float]:
     return {
-        name: float(row[0]) for name, row in weighted_metrics(table, np.ones((len(table.target), 1))).headline.items()
+        name: float(row[0])
+        for name, row in PreparedTable(table).metrics(np.ones((len(table.target), 1))).headline.items()
     }
 
 
@@ -67,7 +68,7 @@ def _contestants(rng: np.random.Generator, n: int, chances: list[float]) -> list
     for chance in chances:
         said = np.where(rng.random(n) < chance, target, (target + 1) % 3)
         tables.append(Scored(target, np.eye(3)[said] * 0.7 + 0.1))
-    drawn = replicate(tables, np.arange(n), resamples=499, seed=1, confusion_only=True)
+    drawn = replicate(tables, np.arange(n), resamples=499, seed=1)
     return [
         _contestant(f"m{k}", table, found.headline) for k, (table, found) in enumerate(zip(tables, drawn, strict=True))
     ]
@@ -98,7 +99,7 @@ def test_only_what_the_resamples_of_two_methods_do_not_share_is_their_difference
     first = np.where(rng.random(90) < 0.7, target, (target + 1) % 3)
     second = np.where(np.arange(90) < 6, (target + 1) % 3, first)
     tables = [Scored(target, np.eye(3)[said] * 0.7 + 0.1) for said in (first, second)]
-    drawn = replicate(tables, groups, resamples=200, seed=3, confusion_only=True)
+    drawn = replicate(tables, groups, resamples=200, seed=3)
     pair = [_contestant(n, t, d.headline) for n, t, d in zip("ab", tables, drawn, strict=True)]
     row = compare(pair, intervals=True, groups=groups)[0]
     weights = np.concatenate(list(resample_weights(groups, resamples=200, seed=3)), axis=1)
@@ -121,7 +122,7 @@ def test_false_alarms_are_as_rare_as_promised(patients: int, each: int) -> None:
             Scored(target, np.eye(3)[np.where(rng.random(len(groups)) < one, target, (target + 1) % 3)] * 0.7 + 0.1)
             for one in hard
         ]
-        drawn = replicate(tables, groups, resamples=199, seed=1, confusion_only=True)
+        drawn = replicate(tables, groups, resamples=199, seed=1)
         pair = [_contestant(n, x, d.headline) for n, x, d in zip("ab", tables, drawn, strict=True)]
         alarms += compare(pair, intervals=True, groups=groups)[0]["p"] < 0.05
     assert alarms / 120 < 0.1
@@ -133,7 +134,7 @@ def test_where_every_patient_gives_the_same_difference_the_next_one_need_not() -
         Scored(target, np.eye(2)[said] * 0.8 + 0.1)
         for said in (target, np.where(np.arange(20) % 10 < 6, 1 - target, target))
     ]
-    drawn = replicate(tables, groups, resamples=100, seed=1, confusion_only=True)
+    drawn = replicate(tables, groups, resamples=100, seed=1)
     pair = [_contestant(n, x, d.headline) for n, x, d in zip("ab", tables, drawn, strict=True)]
     row = compare(pair, intervals=True, groups=groups)[0]
     assert row["difference"] == pytest.approx(0.6) and (row["low"], row["high"]) == (-1.0, 1.0) and row["p"] > 0.3

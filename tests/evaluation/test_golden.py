@@ -36,6 +36,7 @@ from tests.evaluation.cards import Config, card_of, trained
 from tests.evaluation.tables import answers, audit, method, predictions
 
 from thoraclip.evaluation import drawing, figures
+from thoraclip.evaluation.audit_reading import label
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, plain, with_audits, write_report
@@ -65,7 +66,9 @@ def reliant(folder: Path) -> None:
                                "accuracy_without": 0.79, "low": 0.7, "high": 0.85},
     }  # fmt: skip
     write_audit(audit(0.7, shuffled=shuffled(1 / 3), **doubts), folder)
-    write_audit(audit(0.7, shuffled=shuffled(0.8), **doubts), folder / "stopped")
+    stopped = audit(0.7, shuffled=shuffled(0.8), **doubts)
+    controls = [f"{label(test)}: {test['words']}" for test in stopped["tests"] if test["asks"] == "control"]
+    write_text(folder / "stopped.txt", "\n".join([*stopped["reading"], *controls, ""]))
 
 
 def clean(folder: Path) -> None:

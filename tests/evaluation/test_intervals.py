@@ -13,7 +13,7 @@ from tests.conftest import examples
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.intervals import Estimate, estimate
 from thoraclip.evaluation.metrics import METRICS, Scored
-from thoraclip.evaluation.resampling import replicate, resample_weights, weighted_metrics
+from thoraclip.evaluation.resampling import PreparedTable, replicate, resample_weights
 from thoraclip.evaluation.trainings import SEEDS, Variance
 
 RESAMPLES, N = 200, 200
@@ -43,7 +43,7 @@ def test_coverage() -> None:
     covered = dict.fromkeys(truth, 0)
     for number in range(sets):
         scored, _ = _draw(rng, N, sharpness)
-        values = weighted_metrics(scored, np.ones((N, 1))).headline
+        values = PreparedTable(scored).metrics(np.ones((N, 1))).headline
         (drawn,) = replicate([scored], np.arange(N), resamples=RESAMPLES, seed=number)
         for name in truth:
             metric = METRICS[name]
@@ -65,7 +65,7 @@ def test_coverage_near_the_ceiling(truth: float, patients: int, each: int) -> No
         wrong = rng.beta(0.3, 0.3 * truth / (1 - truth), patients)[owners] if each > 1 else 1 - truth
         right = rng.random(len(owners)) >= wrong
         scored = Scored(target, np.eye(2)[np.where(right, target, 1 - target)] * 0.8 + 0.1)
-        (drawn,) = replicate([scored], owners, resamples=RESAMPLES, seed=number, confusion_only=True)
+        (drawn,) = replicate([scored], owners, resamples=RESAMPLES, seed=number)
         for place, name in enumerate(("accuracy", "macro_f1")):
             value = METRICS[name].point(scored)
             found = estimate(value, drawn.headline[name], clusters=patients)

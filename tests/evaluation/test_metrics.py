@@ -105,7 +105,7 @@ def test_rows_are_scaled_to_a_sum_of_one_and_right_ones_left_alone() -> None:
 def test_names_of_the_registries() -> None:
     scored = Scored(np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert tuple(headline(scored)) == tuple(METRICS)
-    assert tuple(per_class(scored)) == PER_CLASS
+    assert tuple(per_class(scored)) == tuple(PER_CLASS)
     bounds = {name: metric.bounds for name, metric in METRICS.items() if metric.bounds != (0.0, 1.0)}
     assert bounds == {"mcc": (-1.0, 1.0), "log_loss": (0.0, math.inf), "brier": (0.0, 2.0)}
 

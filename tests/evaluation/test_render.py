@@ -19,7 +19,7 @@ from PIL import Image
 
 from thoraclip.errors import ImageError
 from thoraclip.evaluation import drawing, figures
-from thoraclip.evaluation.render import escape_latex, html_page, latex_table, markdown_page
+from thoraclip.evaluation.render import escape_latex, latex_table, markdown_page
 from thoraclip.evaluation.report import MethodResult, judge, write_report
 from thoraclip.labels import LabelSet
 from thoraclip.tables.predictions import Predictions
@@ -107,16 +107,6 @@ def _read(folder: Path) -> _Reader:
     reader.feed((folder / "report.html").read_text(encoding="utf-8"))
     assert reader.open == []
     return reader
-
-
-def test_a_report_of_an_earlier_version_is_drawn(study: dict[str, Any]) -> None:
-    """Without groups of patients, predictive values, net benefit and bands."""
-    new = {"subgroups", "predictive_values", "net_benefit", "pr", "roc_band"}
-    methods = [{key: value for key, value in entry.items() if key not in new} for entry in study["methods"]]
-    page = html_page({**study, "methods": methods, "statistics": ""}, None, None)
-    assert "ROC curves" in page and "Net benefit" not in page and "Predictive values" not in page
-    assert "Net benefit" in html_page(study, None, None)
-    assert "Net benefit" not in markdown_page({**study, "methods": methods, "statistics": ""})
 
 
 def test_the_page_is_well_formed_escaped_and_asks_for_nothing(written: Path) -> None:

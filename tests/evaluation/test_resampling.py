@@ -13,7 +13,7 @@ from tests.conftest import examples
 
 from thoraclip.evaluation.calibration import equal_mass_bins
 from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, headline, per_class
-from thoraclip.evaluation.resampling import replicate, resample_weights, weighted_metrics
+from thoraclip.evaluation.resampling import PreparedTable, resample_weights
 
 
 def _table(rng: np.random.Generator, *, ties: bool) -> Scored:
@@ -41,7 +41,7 @@ def test_weights_mean_repeated_rows_for_all_small_ones() -> None:
 
 
 def _compare(scored: Scored, weights: npt.NDArray[np.float64]) -> None:
-    found = weighted_metrics(scored, weights)
+    found = PreparedTable(scored).metrics(weights)
     assert tuple(found.headline) == tuple(METRICS) and set(found.per_class) == set(PER_CLASS)
     for column, own in enumerate(weights.T.astype(int)):
         rows = np.repeat(np.arange(len(own)), own)
@@ -68,9 +68,9 @@ def test_ece_of_a_resample_keeps_the_bins_of_the_sample(seed: int) -> None:
         abs(sum(w[i] * (scored.correct[i] - scored.confidence[i]) for i in np.flatnonzero(member == b)))
         for b in range(15)
     ]
-    found = weighted_metrics(scored, weights)
+    found = PreparedTable(scored).metrics(weights)
     assert found.headline["ece"][0] == pytest.approx(sum(gaps) / w.sum())
-    once = weighted_metrics(scored, np.ones_like(weights))
+    once = PreparedTable(scored).metrics(np.ones_like(weights))
     assert once.headline["ece"][0] == pytest.approx(headline(scored)["ece"], abs=1e-12)
     assert once.noise["ece"][0] == pytest.approx(0, abs=1e-12)
 
@@ -93,13 +93,3 @@ def test_a_group_is_drawn_as_a_whole_and_as_many_as_there_are() -> None:
     turned = np.array([2, 0, 1])
     (plain,), (moved,) = (list(resample_weights(g, resamples=9, seed=0)) for g in (np.arange(3), turned))
     assert (moved == plain[turned]).all(), "as many groups as images, in another order"
-
-
-def test_confusion_only_gives_the_same_numbers_for_less() -> None:
-    scored = _table(np.random.default_rng(5), ties=False)
-    groups = np.arange(len(scored.target))
-    (full,), (part,) = (
-        replicate([scored], groups, resamples=30, seed=1, confusion_only=only) for only in (False, True)
-    )
-    assert "auroc" not in part.headline
-    assert all(np.allclose(part.headline[name], full.headline[name]) for name in part.headline)

@@ -10,12 +10,10 @@ import pytest
 from scipy.stats import t
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
-from thoraclip.evaluation.align import align
 from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.reading import reading
 from thoraclip.evaluation.render import markdown_page
 from thoraclip.evaluation.report import MethodResult, judge
-from thoraclip.evaluation.trust import trust_entry
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.operating import chance_of_goal, choose_threshold
@@ -264,16 +262,15 @@ def test_one_fold_with_too_few_patients_leaves_all_uncalibrated() -> None:
     assert found["temperature"]["reason"].startswith("not calibrated: 20 validation patients, and 30 are needed")
 
 
-def test_other_promises_than_the_usual_ones() -> None:
+def test_thresholds_are_those_of_the_validation_images() -> None:
     test, val = table(300, seed=0), table(200, seed=1, split="val", prefix="v")
-    method = MethodResult(name="a", kind="probe", predictions=(test,), validation=((val,),))
-    found = trust_entry(method, align([method]), resamples=100, seed=0, alpha=0.3, sensitivity=0.8)
-    thresholds = fit_thresholds(val.scores, val.target, patients=val.groups(), alpha=0.3).threshold
+    found = trust(test, validation=((val,),))
+    thresholds = fit_thresholds(val.scores, val.target, patients=val.groups()).threshold
     for c, name in enumerate(CLASSES):
         assert found["conformal"]["classes"][name]["threshold"] == [thresholds[c]]
-        chosen = choose_threshold(val.scores[:, c], val.target == c, patients=val.groups(), goal=0.8)
+        chosen = choose_threshold(val.scores[:, c], val.target == c, patients=val.groups())
         assert found["operating_point"]["classes"][name]["threshold"] == [chosen]
-    assert (found["conformal"]["promised"], found["operating_point"]["goal"]) == (0.7, 0.8)
+    assert (found["conformal"]["promised"], found["operating_point"]["goal"]) == (0.9, 0.95)
 
 
 def test_the_first_of_several_seeds_is_shown() -> None:

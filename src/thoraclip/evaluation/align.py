@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import ConfigError, ManifestError, MismatchError
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.labels import LabelSet
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["Aligned", "align"]
+__all__ = ["Aligned", "align", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Aligned:
 
     labels: LabelSet
     image_id: tuple[str, ...]
-    target: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
+    target: Ints
+    groups: Ints
     unit: str
     scored: Mapping[str, tuple[Scored, ...]]
     splits: tuple[str, ...]
-    fold_of: npt.NDArray[np.int64]
+    fold_of: Ints
     folds: tuple[int, ...]
     dropped: Mapping[str, int]
 
@@ -60,7 +60,7 @@ class Aligned:
         """G."""
         return int(self.groups.max()) + 1
 
-    def groups_of(self, rows: npt.NDArray[np.bool_]) -> int:
+    def groups_of(self, rows: Masks) -> int:
         """Number of groups among some images, bool[N]."""
         return len(np.unique(self.groups[rows]))
 
@@ -78,7 +78,7 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
         raise ConfigError(f"two methods are called '{repeated[0]}'; give every method its own name")
     tables = {m.name: _judged(m) for m in methods if m.predictions}
     (first_name, (first, *_)) = next(iter(tables.items()))
-    first = _in_order(first, first.labels, sorted(first.image_id))
+    first = in_order(first, first.labels, sorted(first.image_id))
     scored: dict[str, tuple[Scored, ...]] = {}
     patients: list[str | None] = list(first.patient)
     for name, seeds in tables.items():
@@ -109,7 +109,7 @@ def _judged(method: MethodResult) -> tuple[Predictions, ...]:
         raise ManifestError(f"method '{method.name}': {error}") from error
 
 
-def _in_order(table: Predictions, labels: LabelSet, ids: Sequence[str]) -> Predictions:
+def in_order(table: Predictions, labels: LabelSet, ids: Sequence[str]) -> Predictions:
     """The rows of `ids`, in their order, with the score columns in the order of `labels`."""
     row_of = {image_id: row for row, image_id in enumerate(table.image_id)}
     rows = table.take(np.array([row_of[image_id] for image_id in ids], dtype=np.int64))
@@ -130,7 +130,7 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
             f"'{name}' and '{first_name}' are not scored on the same images: {len(differing)} ids differ, "
             f"such as '{differing[0]}' (in '{where}' only); score both on the same images"
         )
-    joined = _in_order(table, first.labels, first.image_id)
+    joined = in_order(table, first.labels, first.image_id)
     bad = np.flatnonzero(joined.target != first.target)
     if len(bad):
         row, names = int(bad[0]), first.labels.names
@@ -141,7 +141,7 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
     return joined
 
 
-def _fold_of(table: Predictions) -> npt.NDArray[np.int64]:
+def _fold_of(table: Predictions) -> Ints:
     if None in table.fold:
         return np.zeros(len(table), dtype=np.int64)
     return np.unique(np.array(table.fold), return_inverse=True)[1].astype(np.int64)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.proportions import patient_share
 
 __all__ = [
@@ -19,11 +19,10 @@ __all__ = [
     "aurc",
     "ece",
     "equal_mass_bins",
+    "gap_columns",
     "reliability_bins",
 ]
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 ECE_BINS = 15
 """Number of bins, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -31,7 +30,7 @@ COVERAGES = (0.5, 0.8, 0.9, 1.0)
 """Shares of answered images at which the accuracy has an interval."""
 
 
-def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> npt.NDArray[np.int64]:
+def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> Ints:
     """Bin of every image so that bins hold about equally many (Nixon et al. 2019, arXiv:1904.01685, "adaptive").
 
     bin_i = floor(bins * #{j: confidence_j < confidence_i} / N): equal confidences share a bin, and the order of the
@@ -41,7 +40,14 @@ def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> npt.NDArray[np.
     return np.asarray(below * bins // len(confidence), dtype=np.int64)
 
 
-def ece(confidence: Floats, correct: Bools, bins: int = ECE_BINS) -> float:
+def gap_columns(confidence: Floats, correct: Masks) -> Floats:
+    """f64[N, B]: correctness minus confidence of every image, in the column of its bin; 0 in the others."""
+    gaps = np.zeros((len(correct), ECE_BINS))
+    gaps[np.arange(len(correct)), equal_mass_bins(confidence)] = correct - confidence
+    return gaps
+
+
+def ece(confidence: Floats, correct: Masks, bins: int = ECE_BINS) -> float:
     """Top-label expected calibration error (Naeini et al. 2015, AAAI) over equal-mass bins.
 
     ECE = sum_b n_b / N * |accuracy_b - confidence_b|, with the mean accuracy and mean confidence of bin b.
@@ -59,9 +65,7 @@ def ece(confidence: Floats, correct: Bools, bins: int = ECE_BINS) -> float:
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def reliability_bins(
-    confidence: Floats, correct: Bools, patients: npt.NDArray[np.int64], bins: int = ECE_BINS
-) -> list[dict[str, Any]]:
+def reliability_bins(confidence: Floats, correct: Masks, patients: Ints, bins: int = ECE_BINS) -> list[dict[str, Any]]:
     """Non-empty bins of a reliability diagram in the order of their confidence; arguments as in `ece`.
 
     Args:
@@ -79,7 +83,7 @@ def reliability_bins(
     return drawn
 
 
-def accuracy_curve(confidence: Floats, correct: Bools) -> Floats:
+def accuracy_curve(confidence: Floats, correct: Masks) -> Floats:
     """Accuracy of the k most confident answers, for k = 1, ..., N.
 
     Equally confident images are answered in a random order: the expectation (f64[N]) is given, so the order of rows
@@ -90,7 +94,7 @@ def accuracy_curve(confidence: Floats, correct: Bools) -> Floats:
     return np.asarray(np.cumsum(share[np.sort(member)]) / np.arange(1, len(correct) + 1), dtype=np.float64)
 
 
-def aurc(confidence: Floats, correct: Bools) -> float:
+def aurc(confidence: Floats, correct: Masks) -> float:
     """Area under the risk-coverage curve: mean over k of 1 - accuracy of the k most confident answers.
 
     Geifman & El-Yaniv 2017 (arXiv:1705.08500), section 2 (the curve), and 2019 (arXiv:1805.08206), section 3 (the
@@ -100,7 +104,7 @@ def aurc(confidence: Floats, correct: Bools) -> float:
 
 
 def accuracy_at(
-    confidence: Floats, correct: Bools, weights: Floats | None = None, *, coverages: Sequence[float] = COVERAGES
+    confidence: Floats, correct: Masks, weights: Floats | None = None, *, coverages: Sequence[float] = COVERAGES
 ) -> Floats:
     """Accuracy of the most confident answers that make up a share of all; the image at the edge counts in part.
 

@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
 from thoraclip.proportions import t_quantile
@@ -27,13 +27,12 @@ __all__ = [
     "MODELS",
     "Contestant",
     "compare",
+    "correct_p",
     "holm",
     "mcnemar_p",
     "t_test",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""
@@ -60,7 +59,7 @@ class Contestant:
     name: str
     values: Mapping[str, float]
     replicates: Mapping[str, Floats]
-    correct: npt.NDArray[np.bool_] | None
+    correct: Masks | None
     trainings: Mapping[str, Floats]
     trained: bool = True
 
@@ -85,9 +84,7 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
     for metric in COMPARED:
         family = [_pair(a, b, metric, intervals, groups) for a, b in combinations(contestants, 2)]
         for name in ("p", "mcnemar_p"):
-            known = [row for row in family if row[name] is not None]
-            for row, corrected in zip(known, holm([row[name] for row in known]), strict=True):
-                row[f"{name}_holm"] = corrected
+            correct_p(family, name)
         rows += family
     return rows
 
@@ -135,7 +132,7 @@ def _seeds_needed(difference: float, sampling: Variance, training: Sequence[Vari
     return None
 
 
-def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) -> float:
+def mcnemar_p(a: Masks, b: Masks, groups: Ints) -> float:
     """Exact two-sided McNemar test that two methods are right equally often (McNemar 1947, Psychometrika 12:153).
 
     Let d_k be how many more of group k's images the first method has right. If the methods are alike, the sign of each
@@ -159,6 +156,13 @@ def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) 
         chance = np.convolve(chance, step)
     reach = len(chance) // 2
     return min(1.0, float(chance[np.abs(np.arange(-reach, reach + 1)) >= abs(int(lead.sum()))].sum()))
+
+
+def correct_p(family: Sequence[dict[str, Any]], name: str = "p") -> None:
+    """Set `<name>_holm` of the rows whose p is known, see `holm`."""
+    known = [row for row in family if row[name] is not None]
+    for row, corrected in zip(known, holm([row[name] for row in known]), strict=True):
+        row[f"{name}_holm"] = corrected
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 
 from thoraclip.evaluation import drawing
 from thoraclip.evaluation.drawing import ACCENT, COLOURS, DASHED, SOFT, Entry, percent_axes, plot_curve, shorten
-from thoraclip.evaluation.results import MAJORITY
 
 __all__ = ["groups_figure", "net_benefit_figure", "pr_figure", "roc_figure"]
 
@@ -23,12 +22,12 @@ _MARKS: Mapping[str, Mapping[str, Any]] = {
 
 
 def roc_figure(methods: Sequence[Entry], label: str) -> str:
-    """ROC curves, a line for each method (the majority row has none), and the band of the first method."""
-    with drawing.new_figure(_WIDTH, 3.2 + 0.17 * len(_drawn(methods))) as figure:
+    """ROC curves, a line for each method, and the band of the first method."""
+    with drawing.new_figure(_WIDTH, 3.2 + 0.17 * len(methods)) as figure:
         axes = figure.add_subplot()
         percent_axes(axes, "false positive rate (%)", "sensitivity (%)")
-        for number, entry in enumerate(m for m in _drawn(methods) if m["roc"][label] is not None):
-            curve, band = entry["roc"][label], (entry.get("roc_band") or {}).get(label)
+        for number, entry in enumerate(m for m in methods if m["roc"][label] is not None):
+            curve, band = entry["roc"][label], entry["roc_band"][label]
             area = entry["per_class"][label]["auroc"]["value"]
             _shade(axes, number, band, "fpr")
             plot_curve(axes, number, curve["fpr"], curve["tpr"], f"{100 * area:.1f}  {shorten(entry['name'], 42)}")
@@ -39,10 +38,10 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
 def pr_figure(methods: Sequence[Entry], label: str, share: float) -> str:
     """Precision against recall, a step for each threshold, with the band of the first method; `share` of the images are
     of the class: the precision of guessing."""
-    with drawing.new_figure(_WIDTH, 3.2 + 0.17 * len(_drawn(methods))) as figure:
+    with drawing.new_figure(_WIDTH, 3.2 + 0.17 * len(methods)) as figure:
         axes = figure.add_subplot()
         percent_axes(axes, "recall: sensitivity (%)", "precision: PPV (%)", guess=([0, 100], [100 * share] * 2))
-        for number, entry in enumerate(m for m in _drawn(methods) if (m.get("pr") or {}).get(label)):
+        for number, entry in enumerate(m for m in methods if m["pr"][label]):
             curve, area = entry["pr"][label], entry["per_class"][label]["average_precision"]["value"]
             _shade(axes, number, curve["band"], "recall")
             name = f"{100 * area:.1f}  {shorten(entry['name'], 42)}"
@@ -55,7 +54,7 @@ def pr_figure(methods: Sequence[Entry], label: str, share: float) -> str:
 def net_benefit_figure(methods: Sequence[Entry], label: str) -> str:
     """Net benefit per 100 images over the threshold probability, with the band of the first method, beside treating all
     and treating nobody."""
-    drawn = [m for m in _drawn(methods) if (m.get("net_benefit") or {}).get(label)]
+    drawn = [m for m in methods if m["net_benefit"][label]]
     with drawing.new_figure(_WIDTH, 3.0 + 0.17 * (len(drawn) + 2)) as figure:
         axes = figure.add_subplot()
         if drawn:
@@ -128,10 +127,6 @@ def _rate(axes: Axes, found: Entry, y: float, look: Mapping[str, Any], *, judged
         solid_capstyle="butt",
     )
     axes.plot([100 * found["value"]], [y], **{**look, **colours})
-
-
-def _drawn(methods: Sequence[Entry]) -> list[Entry]:
-    return [m for m in methods if m["name"] != MAJORITY]
 
 
 def _shade(axes: Axes, number: int, band: Entry | None, x: str) -> None:

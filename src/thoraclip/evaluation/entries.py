@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import reliability_bins
-from thoraclip.evaluation.intervals import estimate
+from thoraclip.evaluation.intervals import Estimate, estimate
 from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, known_mean, per_class, roc
 from thoraclip.evaluation.resampling import Replicates
 from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import training_variance
 
-__all__ = ["MISTAKES", "mean_clusters", "method_entry", "training_values"]
+__all__ = ["MISTAKES", "mean_clusters", "mean_estimate", "method_entry", "training_values"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MISTAKES = 24
 """Most confident wrong answers kept for each method."""
@@ -108,7 +106,7 @@ def _metrics(
     entries: dict[str, Any] = {}
     for name, metric in METRICS.items():
         each = [one[name] for one in values]
-        entries[name] = _estimated(
+        entries[name] = mean_estimate(
             each,
             [one.headline[name] for one in drawn],
             [one.noise[name] for one in drawn if name in one.noise],
@@ -117,7 +115,7 @@ def _metrics(
             exact=exact,
             bounds=metric.bounds,
             higher_is_better=metric.higher_is_better,
-        )
+        ).as_json()
         if len(each) > 1:
             known = [value for value in each if value is not None]
             entries[name]["per_seed"] = each
@@ -125,10 +123,10 @@ def _metrics(
     return entries
 
 
-def _estimated(values: Sequence[float | None], drawn: Sequence[Floats], noise: Any = (), **more: Any) -> dict[str, Any]:
-    """The mean over the seeds, with the interval of that mean."""
+def mean_estimate(values: Sequence[float | None], drawn: Sequence[Floats], noise: Any = (), **more: Any) -> Estimate:
+    """The mean over several tables, with the interval of that mean; `more` as in `estimate`."""
     means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
-    return estimate(known_mean(values), means[0], noise=means[1], **more).as_json()
+    return estimate(known_mean(values), means[0], noise=means[1], **more)
 
 
 def _per_class(
@@ -145,13 +143,13 @@ def _per_class(
         for name in PER_CLASS:
             of_class = [one[name][c] for one in values]
             each = np.array([[part[name][c] for part in folds] for folds in trainings], dtype=np.float64)
-            entry[name] = _estimated(
+            entry[name] = mean_estimate(
                 of_class,
                 [one.per_class[name][:, c] for one in drawn],
                 clusters=aligned.groups_of(~members if name == "specificity" else members),
                 training=training_variance(each) if spreads else None,
                 exact=exact,
-            )
+            ).as_json()
         if not any((table.predicted == c).any() for table in tables):
             entry["precision"] = {"value": 0.0, "low": None, "high": None, "reason": "the class is never named"}
         entries[label] = entry

@@ -13,22 +13,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
-from thoraclip.evaluation.compare import holm, t_test
-from thoraclip.evaluation.entries import mean_clusters, training_values
-from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate
-from thoraclip.evaluation.metrics import METRICS, Scored, known_mean, per_class
+from thoraclip.evaluation.compare import correct_p, t_test
+from thoraclip.evaluation.entries import mean_clusters, mean_estimate, training_values
+from thoraclip.evaluation.intervals import Estimate, difference_interval
+from thoraclip.evaluation.metrics import METRICS, Scored, per_class
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
 
 __all__ = ["DROPS", "ExternalResult", "Sample", "difference", "external_entries", "measure"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 DROPS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 """Metrics whose drop is told."""
@@ -135,14 +133,13 @@ def _entry(
         "inside_n": int(rows.sum()),
         "commonest": max(counts.values()) / len(outside.image_id),
     }
+    everything = np.ones(len(outside.image_id), dtype=bool)
     for method in one.methods:
         key = (method.name, present)
         if key not in known:
             fold_of = inside.fold_of[rows] if method.is_trained else None
-            known[key] = measure(
-                _take(inside, method.name, rows), inside, rows, fold_of=fold_of, resamples=resamples, seed=seed
-            )
-        everything = np.ones(len(outside.image_id), dtype=bool)
+            tables = [Scored(inside.target[rows], table.scores[rows]) for table in inside.scored[method.name]]
+            known[key] = measure(tables, inside, rows, fold_of=fold_of, resamples=resamples, seed=seed)
         folds = max(1, len(inside.folds)) if method.is_trained else 1
         fold_of = np.zeros(len(everything), dtype=np.int64) if method.is_trained else None
         there = measure(
@@ -155,12 +152,9 @@ def _entry(
             seed=seed + 1,
         )
         entry["methods"].append(_method(method, known[key], there, counts))
-    _correct(entry["methods"])
+    for metric in DROPS:
+        correct_p([method["drop"][metric] for method in entry["methods"]])
     return entry
-
-
-def _take(aligned: Aligned, name: str, rows: npt.NDArray[np.bool_]) -> tuple[Scored, ...]:
-    return tuple(Scored(aligned.target[rows], table.scores[rows]) for table in aligned.scored[name])
 
 
 def _method(method: MethodResult, inside: Sample, outside: Sample, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -182,7 +176,7 @@ def _method(method: MethodResult, inside: Sample, outside: Sample, counts: Mappi
 def measure(
     tables: Sequence[Scored],
     aligned: Aligned,
-    rows: npt.NDArray[np.bool_],
+    rows: Masks,
     *,
     fold_of: Ints | None,
     folds: int = 1,
@@ -206,21 +200,21 @@ def measure(
     trainings = {} if fold_of is None else training_values(tables, fold_of, names=_MEASURED)
     by_class, values = mean_clusters(target, groups), {}
     for name in _MEASURED:
-        draws = np.mean([one.headline[name] for one in drawn], axis=0) if drawn else None
-        noise = np.mean([one.noise[name] for one in drawn], axis=0) if drawn and name == "ece" else None
-        values[name] = estimate(
-            known_mean([METRICS[name].point(table) for table in tables]),
-            draws,
+        values[name] = mean_estimate(
+            [METRICS[name].point(table) for table in tables],
+            [one.headline[name] for one in drawn],
+            [one.noise[name] for one in drawn if name in one.noise],
             clusters=by_class if METRICS[name].by_class else many,
             training=_training(trainings[name], folds) if trainings else None,
             higher_is_better=METRICS[name].higher_is_better,
-            noise=noise,
         )
     recalls, recall = [per_class(table)["recall"] for table in tables], {}
     for c in np.unique(target).tolist():
-        draws = np.mean([one.per_class["recall"][:, c] for one in drawn], axis=0) if drawn else None
-        patients = len(np.unique(groups[target == c]))
-        recall[aligned.labels.names[c]] = estimate(known_mean([one[c] for one in recalls]), draws, clusters=patients)
+        recall[aligned.labels.names[c]] = mean_estimate(
+            [one[c] for one in recalls],
+            [one.per_class["recall"][:, c] for one in drawn],
+            clusters=len(np.unique(groups[target == c])),
+        )
     return Sample(values, recall)
 
 
@@ -260,11 +254,3 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
 def _unsigned(value: float) -> float:
     """What is 0 but for rounding is 0, without a sign."""
     return value if abs(value) > 1e-12 else 0.0
-
-
-def _correct(methods: Sequence[dict[str, Any]]) -> None:
-    """Holm's correction over the methods of a set, metric by metric."""
-    for metric in DROPS:
-        known = [method["drop"][metric] for method in methods if method["drop"][metric]["p"] is not None]
-        for drop, corrected in zip(known, holm([drop["p"] for drop in known]), strict=True):
-            drop["p_holm"] = corrected

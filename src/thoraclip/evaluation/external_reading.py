@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thoraclip.evaluation.reading import ALPHA, FEW_GROUPS, MAIN_METRIC, probability, share
+from thoraclip.evaluation.reading import ALPHA, FEW_GROUPS, MAIN_METRIC, between, probability, share
 from thoraclip.pages import counted
 
-__all__ = ["best_outside", "external_notes", "external_reading", "is_change", "left_out_words", "ordered_outside"]
+__all__ = ["external_notes", "external_reading", "is_change", "left_out_words", "ordered_outside"]
 
 
 def external_reading(report: Mapping[str, Any]) -> list[str]:
     """Sentences for the top of the report: of each set, what the study's best method scores there, and its drop."""
-    return [sentence for one in report.get("external", ()) for sentence in _of_set(report, one)]
-
-
-def best_outside(report: Mapping[str, Any], one: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Of the methods scored on a set, the one that is best inside; chosen there, so that its value outside is no
-    selection."""
-    return next(iter(ordered_outside(report, one)), None)
+    return [_of_set(report, one) for one in report.get("external", ())]
 
 
 def is_change(drop: Mapping[str, Any]) -> bool:
@@ -30,11 +24,12 @@ def is_change(drop: Mapping[str, Any]) -> bool:
     return drop["low"] is not None and (drop["low"] > 0 or drop["high"] < 0)
 
 
-def _of_set(report: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
-    found = best_outside(report, one)
+def _of_set(report: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """Of the methods scored there, the one that is best inside: chosen there, its value outside is no selection."""
+    found = next(iter(ordered_outside(report, one)), None)
     if found is None:
-        return [f"No method could be scored on {one['name']}."]
-    return [f"{_headline(report, one, found)}{_highest(one, found)}"]
+        return f"No method could be scored on {one['name']}."
+    return f"{_headline(report, one, found)}{_highest(one, found)}"
 
 
 def _headline(report: Mapping[str, Any], one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -46,20 +41,20 @@ def _headline(report: Mapping[str, Any], one: Mapping[str, Any], found: Mapping[
     value, drop = found["metrics"][MAIN_METRIC], found["drop"][MAIN_METRIC]
     return (
         f"On {one['name']} ({one['n']:,} images{of}) {who} has a macro F1 of {share(value['value'])} "
-        f"%{_between(value)}, {_told(drop, ' on the same classes' if one['absent'] else '')}."
+        f"%{between(value)}, {_told(drop, ' on the same classes' if one['absent'] else '')}."
     )
 
 
 def _told(drop: Mapping[str, Any], among: str) -> str:
     """`12.3 points [8.1, 16.0] less than inside (p < 0.001 after Holm's correction)`."""
-    value, low, high = drop["value"], drop["low"], drop["high"]
-    more = value < 0
-    if more:
-        value, low, high = -value, None if high is None else -high, None if low is None else -low
-    between = "" if low is None else f" [{share(low)}, {share(high)}]"
+    ends, change = drop, "less"
+    if drop["value"] < 0:
+        ends, change = dict.fromkeys(("low", "high")), "more"
+        if drop["low"] is not None:
+            ends = {"low": -drop["high"], "high": -drop["low"]}
     p = f" ({probability(drop['p_holm'])} after Holm's correction)" if drop["p_holm"] is not None else ""
     doubt = "" if is_change(drop) else ", which may be chance"
-    return f"{share(value)} points{between} {'more' if more else 'less'} than inside{among}{p}{doubt}"
+    return f"{share(abs(drop['value']))} points{between(ends)} {change} than inside{among}{p}{doubt}"
 
 
 def _highest(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -67,11 +62,7 @@ def _highest(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if top["name"] == found["name"]:
         return ""
     value = top["metrics"][MAIN_METRIC]
-    return f" The highest value there is that of {top['name']}, {share(value['value'])} %{_between(value)}."
-
-
-def _between(entry: Mapping[str, Any]) -> str:
-    return "" if entry["low"] is None else f" [{share(entry['low'])}, {share(entry['high'])}]"
+    return f" The highest value there is that of {top['name']}, {share(value['value'])} %{between(value)}."
 
 
 def external_notes(one: Mapping[str, Any]) -> list[str]:

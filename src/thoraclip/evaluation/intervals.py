@@ -12,14 +12,13 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats
 from thoraclip.evaluation.trainings import Variance, total
 from thoraclip.proportions import LEVEL, share_interval, t_quantile
 
 __all__ = ["Estimate", "bootstrap_variance", "difference_interval", "estimate", "percentile_interval"]
 
-Floats = npt.NDArray[np.float64]
 Ends = tuple[float, float, float]
 
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.weighted import Weighted, mean_of_known, ratio
+from thoraclip.evaluation.weighted import Weighted, mean_of_known
 
 __all__ = [
     "METRICS",
@@ -33,9 +32,6 @@ __all__ = [
     "precision_recall",
     "roc",
 ]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Scored:
         return np.asarray(self.scores.max(axis=1), dtype=np.float64)
 
     @cached_property
-    def correct(self) -> npt.NDArray[np.bool_]:
+    def correct(self) -> Masks:
         """bool[N]: the predicted class is the true one."""
         return np.asarray(self.predicted == self.target, dtype=np.bool_)
 
@@ -82,35 +78,24 @@ class Scored:
         return tuple(int(c) for c in np.flatnonzero((counts > 0) & (counts < len(self.target))))
 
     @cached_property
-    def by_class(self) -> tuple[Floats, Floats, Floats]:
-        """Precision, recall and F1, f64[C] each."""
-        cells = confusion(self).astype(np.float64)
-        hit, true, predicted = np.diag(cells), cells.sum(axis=1), cells.sum(axis=0)
-        return ratio(hit, predicted), ratio(hit, true), ratio(2 * hit, true + predicted)
+    def areas(self) -> Floats:
+        """f64[2, 1, C], see `Weighted`."""
+        areas = np.full((2, 1, self.class_count), np.nan)
+        for c in self.rankable:
+            is_class, score = self.target == c, self.scores[:, c]
+            areas[:, 0, c] = _auroc(is_class, score), _average_precision(is_class, score)
+        return areas
 
     @cached_property
-    def averages(self) -> dict[str, tuple[float, ...]]:
-        """Means of precision, recall and F1 over the classes that have images, `macro` and `weighted` by them."""
-        images = np.bincount(self.target, minlength=self.class_count)
-        return {
-            "macro": tuple(float(np.average(values[images > 0])) for values in self.by_class),
-            "weighted": tuple(float(np.average(values, weights=images)) for values in self.by_class),
-        }
+    def losses(self) -> Floats:
+        """f64[3, 1], see `Weighted`."""
+        calibration_error = calibration.ece(self.confidence, self.correct)
+        return np.array([[log_loss_terms(self).mean()], [brier_terms(self).mean()], [calibration_error]])
 
     @cached_property
-    def auroc(self) -> list[float | None]:
-        """Area under the ROC curve of each class against the rest."""
-        return self._ranked(_auroc)
-
-    @cached_property
-    def average_precision(self) -> list[float | None]:
-        """Average precision of each class: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
-        return self._ranked(_average_precision)
-
-    def _ranked(self, score: Callable[[npt.NDArray[np.bool_], Floats], float]) -> list[float | None]:
-        return [
-            score(self.target == c, self.scores[:, c]) if c in self.rankable else None for c in range(self.class_count)
-        ]
+    def once(self) -> Weighted:
+        """This table as one resample, which holds every image once."""
+        return Weighted(confusion(self)[None].astype(np.float64), lambda: self.areas, lambda: self.losses)
 
 
 @dataclass(frozen=True)
@@ -119,22 +104,21 @@ class Metric:
 
     Args:
         title: as printed.
-        point: the value of a table, `None` where it does not exist.
-        resampled: f64[R], its values in R resamples; `None` evaluates `point` on the rows of each, thousands of times
-            slower.
-        needs_scores: False where the answers alone decide it.
+        resampled: f64[R], its values in R resamples, NaN where it does not exist.
         higher_is_better: direction.
         bounds: smallest and largest possible value.
         by_class: a mean over the classes, in which the rarest counts as much as the commonest.
     """
 
     title: str
-    point: Callable[[Scored], float | None]
-    resampled: Callable[[Weighted], Floats] | None = None
-    needs_scores: bool = True
+    resampled: Callable[[Weighted], Floats]
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     by_class: bool = False
+
+    def point(self, scored: Scored) -> float | None:
+        """The value of a table, `None` where it does not exist."""
+        return _known(self.resampled(scored.once))[0]
 
 
 def confusion(scored: Scored) -> Ints:
@@ -144,7 +128,7 @@ def confusion(scored: Scored) -> Ints:
     return cells.reshape(count, count).astype(np.int64)
 
 
-def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def _thresholds(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(true positives, false positives) at every distinct score, from the highest down."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
@@ -152,7 +136,7 @@ def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats,
     return true, 1 + last - true
 
 
-def roc(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def roc(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(false, true positive rates) at the corners of the ROC curve of one class against the rest, both of which have
     images."""
     true, false = _thresholds(is_class, score)
@@ -162,35 +146,20 @@ def roc(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]
     return np.append(0.0, false) / false[-1], np.append(0.0, true) / true[-1]
 
 
-def _auroc(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+def _auroc(is_class: Masks, score: Floats) -> float:
     false, true = roc(is_class, score)
     return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
 
 
-def precision_recall(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+def precision_recall(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(precision, recall) at every distinct score of one class against the rest, from the highest down."""
     true, false = _thresholds(is_class, score)
     return true / (true + false), true / true[-1]
 
 
-def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+def _average_precision(is_class: Masks, score: Floats) -> float:
     precision, recall = precision_recall(is_class, score)
     return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
-
-
-def _averaged(part: int, average: str) -> Callable[[Scored], float]:
-    return lambda scored: float(scored.averages[average][part])
-
-
-def _mcc(scored: Scored) -> float:
-    """Matthews correlation, its R_K form for several classes (Gorodkin 2004); 0 for a constant prediction."""
-    cells = confusion(scored)
-    present = np.union1d(scored.target, scored.predicted)
-    cells = cells[np.ix_(present, present)]
-    true, predicted = cells.sum(axis=1, dtype=np.float64), cells.sum(axis=0, dtype=np.float64)
-    hit, total = np.trace(cells, dtype=np.float64), predicted.sum()
-    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
-    return 0.0 if spread == 0 else float((hit * total - true @ predicted) / np.sqrt(spread))
 
 
 def known_mean(values: Sequence[float | None]) -> float | None:
@@ -199,10 +168,8 @@ def known_mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _known(values: Floats | None) -> Floats:
-    if values is None:
-        raise ValueError("only the answers were resampled; this metric needs scores")
-    return values
+def _known(values: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def log_loss_terms(scored: Scored) -> Floats:
@@ -218,63 +185,35 @@ def brier_terms(scored: Scored) -> Floats:
     return np.asarray(((scored.scores - truth) ** 2).sum(axis=1), dtype=np.float64)
 
 
-def _answers(
-    title: str, point: Callable[[Scored], float], resampled: Callable[[Weighted], Floats], **more: Any
-) -> Metric:
-    return Metric(title, point, resampled, needs_scores=False, **more)
-
-
 METRICS: dict[str, Metric] = {
-    "accuracy": _answers("accuracy", lambda s: float(s.correct.mean()), lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
-    "balanced_accuracy": _answers(
-        "balanced accuracy", _averaged(1, "macro"), lambda w: w.macro(w.recall), by_class=True
-    ),
-    "macro_f1": _answers("macro F1", _averaged(2, "macro"), lambda w: w.macro(w.f1), by_class=True),
-    "macro_precision": _answers(
-        "macro precision", _averaged(0, "macro"), lambda w: w.macro(w.precision), by_class=True
-    ),
-    "macro_recall": _answers("macro recall", _averaged(1, "macro"), lambda w: w.macro(w.recall), by_class=True),
-    "weighted_f1": _answers("weighted F1", _averaged(2, "weighted"), lambda w: w.by_images(w.f1)),
-    "weighted_precision": _answers("weighted precision", _averaged(0, "weighted"), lambda w: w.by_images(w.precision)),
-    "weighted_recall": _answers("weighted recall", _averaged(1, "weighted"), lambda w: w.by_images(w.recall)),
-    "auroc": Metric(
-        "AUROC, macro one-vs-rest",
-        lambda scored: known_mean(scored.auroc),
-        lambda w: mean_of_known(_known(w.auroc)),
-        by_class=True,
-    ),
+    "accuracy": Metric("accuracy", lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
+    "balanced_accuracy": Metric("balanced accuracy", lambda w: w.macro(w.recall), by_class=True),
+    "macro_f1": Metric("macro F1", lambda w: w.macro(w.f1), by_class=True),
+    "macro_precision": Metric("macro precision", lambda w: w.macro(w.precision), by_class=True),
+    "macro_recall": Metric("macro recall", lambda w: w.macro(w.recall), by_class=True),
+    "weighted_f1": Metric("weighted F1", lambda w: w.by_images(w.f1)),
+    "weighted_precision": Metric("weighted precision", lambda w: w.by_images(w.precision)),
+    "weighted_recall": Metric("weighted recall", lambda w: w.by_images(w.recall)),
+    "auroc": Metric("AUROC, macro one-vs-rest", lambda w: mean_of_known(w.areas()[0]), by_class=True),
     "average_precision": Metric(
-        "average precision, macro one-vs-rest",
-        lambda scored: known_mean(scored.average_precision),
-        lambda w: mean_of_known(_known(w.average_precision)),
-        by_class=True,
+        "average precision, macro one-vs-rest", lambda w: mean_of_known(w.areas()[1]), by_class=True
     ),
-    "mcc": _answers("Matthews correlation", _mcc, lambda w: w.mcc, bounds=(-1.0, 1.0)),
-    "log_loss": Metric(
-        "log loss (nats)",
-        lambda scored: float(log_loss_terms(scored).mean()),
-        lambda w: _known(w.log_loss),
-        higher_is_better=False,
-        bounds=(0.0, float("inf")),
-    ),
-    "brier": Metric(
-        "Brier score (0 to 2)",
-        lambda scored: float(brier_terms(scored).mean()),
-        lambda w: _known(w.brier),
-        higher_is_better=False,
-        bounds=(0.0, 2.0),
-    ),
-    "ece": Metric(
-        "expected calibration error",
-        lambda scored: calibration.ece(scored.confidence, scored.correct),
-        lambda w: _known(w.ece),
-        higher_is_better=False,
-    ),
+    "mcc": Metric("Matthews correlation", lambda w: w.mcc, bounds=(-1.0, 1.0)),
+    "log_loss": Metric("log loss (nats)", lambda w: w.losses()[0], higher_is_better=False, bounds=(0.0, float("inf"))),
+    "brier": Metric("Brier score (0 to 2)", lambda w: w.losses()[1], higher_is_better=False, bounds=(0.0, 2.0)),
+    "ece": Metric("expected calibration error", lambda w: w.losses()[2], higher_is_better=False),
 }
 """Headline metrics."""
 
-PER_CLASS = ("precision", "recall", "specificity", "f1", "auroc", "average_precision")
-"""Metrics of one class against the rest."""
+PER_CLASS: dict[str, Callable[[Weighted], Floats]] = {
+    "precision": lambda w: w.precision,
+    "recall": lambda w: w.of_present(w.recall),
+    "specificity": lambda w: w.specificity,
+    "f1": lambda w: w.of_present(w.f1),
+    "auroc": lambda w: w.areas()[0],
+    "average_precision": lambda w: w.areas()[1],
+}
+"""Metrics of one class against the rest: f64[R, C], NaN where they do not exist."""
 
 
 def headline(scored: Scored) -> dict[str, float | None]:
@@ -287,14 +226,4 @@ def per_class(scored: Scored) -> dict[str, list[float | None]]:
 
     Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
     """
-    others = [(c, scored.target != c) for c in range(scored.class_count)]
-    precision, recall, f1 = scored.by_class
-    present = np.bincount(scored.target, minlength=scored.class_count) > 0
-    return {
-        "precision": [float(v) for v in precision],
-        "recall": [float(v) if here else None for v, here in zip(recall, present, strict=True)],
-        "specificity": [float((scored.predicted[o] != c).sum() / o.sum()) if o.any() else None for c, o in others],
-        "f1": [float(v) if here else None for v, here in zip(f1, present, strict=True)],
-        "auroc": scored.auroc,
-        "average_precision": scored.average_precision,
-    }
+    return {name: _known(of(scored.once)[0]) for name, of in PER_CLASS.items()}

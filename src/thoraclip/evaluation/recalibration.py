@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.entries import training_values
 from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate, percentile_interval
@@ -18,7 +18,6 @@ from thoraclip.evaluation.trainings import training_variance
 
 __all__ = ["BEFORE", "recalibration"]
 
-Floats = npt.NDArray[np.float64]
 
 BEFORE = "before"
 """Name of the table that the others are compared with."""
@@ -29,9 +28,9 @@ _MEASURED = (*_COMPARED, "accuracy")
 
 def recalibration(
     tables: Mapping[str, Scored],
-    groups: npt.NDArray[np.int64],
+    groups: Ints,
     *,
-    fold_of: npt.NDArray[np.int64] | None = None,
+    fold_of: Ints | None = None,
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
@@ -80,15 +79,13 @@ def recalibration(
 def _columns(scored: Scored) -> Floats:
     """f64[K, N]: Brier score, log-loss, correctness and the gap in each calibration bin of every image; every metric is
     a mean of these over the images, or the length of a vector of such means."""
-    n = len(scored.target)
-    gaps = np.zeros((n, calibration.ECE_BINS))
-    gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
+    gaps = calibration.gap_columns(scored.confidence, scored.correct)
     columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
     return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
 
 
 def _estimates(
-    scored: Scored, replicates: Mapping[str, Floats], clusters: int, fold_of: npt.NDArray[np.int64] | None
+    scored: Scored, replicates: Mapping[str, Floats], clusters: int, fold_of: Ints | None
 ) -> dict[str, Estimate]:
     """Metric -> value with interval."""
     values = headline(scored)

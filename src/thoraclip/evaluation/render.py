@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment
 from markupsafe import Markup
 
 from thoraclip import imaging
+from thoraclip.dtypes import Greys
 from thoraclip.errors import InputError
 from thoraclip.evaluation import curve_figures, figures
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
@@ -21,24 +20,16 @@ from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.reading import points, printed, probability, share, versus
+from thoraclip.evaluation.reading import points, printed, probability, share, share_interval, versus
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
 from thoraclip.evaluation.usefulness import RATE_NAMES
 from thoraclip.pages import environment, picture_or_reason
 from thoraclip.runs import write_json, write_text, writes, written_together
 
-__all__ = [
-    "Load",
-    "audit_context",
-    "escape_latex",
-    "html_page",
-    "latex_table",
-    "markdown_page",
-    "write_audit",
-]
+__all__ = ["Load", "audit_context", "escape_latex", "html_page", "latex_table", "markdown_page", "write_audit"]
 
-Load = Callable[[Path], npt.NDArray[np.uint8]]
+Load = Callable[[Path], Greys]
 """File -> grey pixels u8[H, W]."""
 
 _COLUMNS = {
@@ -135,7 +126,7 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
         "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
         "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
-        "roc": [(label, Markup(curve_figures.roc_figure(ordered, label))) for label in classes],
+        "roc": [(label, Markup(curve_figures.roc_figure(real, label))) for label in classes],
         **_useful_figures(report, context),
     }
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
@@ -184,7 +175,14 @@ def escape_latex(text: object) -> str:
 
 def _environment(*, html: bool) -> Environment:
     return environment(
-        "thoraclip.evaluation", html=html, share=share, printed=printed, points=points, p=probability, tex=escape_latex
+        "thoraclip.evaluation",
+        html=html,
+        share=share,
+        printed=printed,
+        points=points,
+        p=probability,
+        tex=escape_latex,
+        interval=share_interval,
     )
 
 
@@ -226,7 +224,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
-        "trusted": [m for m in ordered if m.get("trust")],  # none in a report of an earlier version
+        "trusted": [m for m in ordered if m.get("trust")],
         "useful": [m for m in ordered if m.get("predictive_values")],
         "grouped": [m for m in ordered if m.get("subgroups")],
         "group_points": POINTS,

@@ -182,15 +182,15 @@ def _judged(
     resampled = aligned.group_count > 1
     replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
     trained = {m.name: m.is_trained for m in methods} | {MAJORITY: False}
-    trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
+    fits = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
     entries = [
         method_entry(name, kinds[name], tables, aligned, replicates.get(name, []), trained=trained[name])
         | about[name]
-        | {"trust": trust.get(name)}
+        | {"trust": fits[name][0] if name in fits else None}
         for name, tables in scored.items()
     ]
-    scoring = [m for m in methods if m.predictions]
-    useful = usefulness(scoring, entries, aligned, groups=groups, prevalence=prevalence, resamples=resamples, seed=seed)
+    calls = {name: called for name, (_, called) in fits.items()}
+    useful = usefulness(calls, entries, aligned, groups=groups, prevalence=prevalence, resamples=resamples, seed=seed)
     entries = [entry | useful[entry["name"]] for entry in entries]
     contestants = [
         _contestant(entry, scored[entry["name"]], replicates.get(entry["name"], []), aligned, trained[entry["name"]])

@@ -8,22 +8,20 @@ All tables that are judged together see the same weights, so their differences a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms
+from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, brier_terms, log_loss_terms
 from thoraclip.evaluation.weighted import Weighted, ratio
 
-__all__ = ["Replicates", "replicate", "resample_weights", "weighted_metrics"]
+__all__ = ["PreparedTable", "Replicates", "replicate", "resample_weights"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _CHUNK_CELLS = 300_000
 """Weights held at a time (2.4 MiB, so that they stay in the cache); the answer does not depend on it."""
@@ -34,15 +32,15 @@ class Replicates:
     """Metrics of R resamples; NaN where a resample has no image of a class that a metric needs.
 
     Args:
-        headline: name -> f64[R], the names of `METRICS` (or some of them).
-        per_class: name -> f64[R, C], the names of `PER_CLASS` (or some of them).
+        headline: name -> f64[R], the names of `METRICS`.
+        per_class: name -> f64[R, C], the names of `PER_CLASS`.
         noise: name -> f64[R], for a metric that measures a distance: how far the resample's vector lies from the
             sample's (what the metric would be without any signal).
     """
 
     headline: dict[str, Floats]
     per_class: dict[str, Floats]
-    noise: dict[str, Floats] = field(default_factory=dict)
+    noise: dict[str, Floats]
 
 
 def resample_weights(groups: Ints, *, resamples: int, seed: int, cells: int = _CHUNK_CELLS) -> Iterator[Floats]:
@@ -67,9 +65,7 @@ def resample_weights(groups: Ints, *, resamples: int, seed: int, cells: int = _C
         yield weights if one_each else weights[groups]
 
 
-def replicate(
-    tables: Sequence[Scored], groups: Ints, *, resamples: int, seed: int, confusion_only: bool = False
-) -> list[Replicates]:
+def replicate(tables: Sequence[Scored], groups: Ints, *, resamples: int, seed: int) -> list[Replicates]:
     """Metrics of every table in the same resamples.
 
     Args:
@@ -77,12 +73,11 @@ def replicate(
         groups: i64[N], see `resample_weights`.
         resamples: R.
         seed: of the resampling.
-        confusion_only: leave out what needs scores (AUROC, average precision, losses, calibration): much faster.
 
     Returns:
         T entries.
     """
-    prepared = [_Prepared(table, confusion_only=confusion_only) for table in tables]
+    prepared = [PreparedTable(table) for table in tables]
     chunks: list[list[Replicates]] = [[] for _ in tables]
     # The products are small: BLAS threads would only wait for each other (ten times slower beside another job).
     with _threads().limit(limits=1, user_api="blas"):
@@ -92,11 +87,6 @@ def replicate(
     return [_join(parts) for parts in chunks]
 
 
-def weighted_metrics(scored: Scored, weights: Floats) -> Replicates:
-    """All metrics of one table under given weights, f64[N, R], each column with a positive sum."""
-    return _Prepared(scored, confusion_only=False).metrics(weights)
-
-
 @cache
 def _threads() -> Any:
     """Finding the loaded BLAS libraries takes milliseconds, so it is done once."""
@@ -104,74 +94,40 @@ def _threads() -> Any:
 
 
 def _join(parts: Sequence[Replicates]) -> Replicates:
-    first = parts[0]
-    return Replicates(
-        {name: np.concatenate([part.headline[name] for part in parts]) for name in first.headline},
-        {name: np.concatenate([part.per_class[name] for part in parts]) for name in first.per_class},
-        {name: np.concatenate([part.noise[name] for part in parts]) for name in first.noise},
-    )
+    kinds = [[getattr(part, kind) for part in parts] for kind in ("headline", "per_class", "noise")]
+    return Replicates(*({name: np.concatenate([one[name] for one in of]) for name in of[0]} for of in kinds))
 
 
-def _metrics_of(weighted: Weighted, *, confusion_only: bool) -> Replicates:
-    """Every metric that the sums decide."""
-    headline = {
-        name: metric.resampled(weighted)
-        for name, metric in METRICS.items()
-        if metric.resampled and not (confusion_only and metric.needs_scores)
-    }
-    per_class = {
-        "precision": weighted.precision,
-        "recall": weighted.of_present(weighted.recall),
-        "specificity": weighted.specificity,
-        "f1": weighted.of_present(weighted.f1),
-    }
-    if weighted.auroc is not None and weighted.average_precision is not None:
-        per_class |= {"auroc": weighted.auroc, "average_precision": weighted.average_precision}
-    return Replicates(headline, per_class)
-
-
-class _Prepared:
+class PreparedTable:
     """What a table contributes to every resample, worked out once."""
 
-    def __init__(self, scored: Scored, *, confusion_only: bool) -> None:
-        n, c = scored.scores.shape
-        self.table, self.classes = scored, c
-        columns = [np.eye(c * c)[scored.target * c + scored.predicted]]  # [N, C*C]
-        self.curves: list[_Ranking | None] = []
-        self.scored = not confusion_only
-        if self.scored:
-            tiny = np.finfo(np.float64).eps
-            chance = np.clip(scored.scores[np.arange(n), scored.target], tiny, 1 - tiny)
-            gaps = np.zeros((n, calibration.ECE_BINS))
-            gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
-            self.gaps = gaps.mean(axis=0)
-            columns += [-np.log(chance)[:, None], brier_terms(scored)[:, None], gaps]
-            self.curves = [_Ranking(scored, k) if k in scored.rankable else None for k in range(c)]
+    def __init__(self, scored: Scored) -> None:
+        c = self.classes = scored.class_count
+        gaps = calibration.gap_columns(scored.confidence, scored.correct)
+        self.gaps = gaps.mean(axis=0)
+        columns = [
+            np.eye(c * c)[scored.target * c + scored.predicted],
+            log_loss_terms(scored)[:, None],
+            brier_terms(scored)[:, None],
+            gaps,
+        ]
         self.columns = np.ascontiguousarray(np.concatenate(columns, axis=1).T)  # [K, N]
+        self.curves = [_Ranking(scored, k) if k in scored.rankable else None for k in range(c)]
 
     def metrics(self, weights: Floats) -> Replicates:
-        """Metrics under f64[N, r] weights."""
+        """All metrics under weights f64[N, r], each column with a positive sum."""
         sums, c2 = (self.columns @ weights).T, self.classes**2  # [r, K]
-        cells = sums[:, :c2].reshape(-1, self.classes, self.classes)
-        if not self.scored:
-            return _metrics_of(Weighted(cells), confusion_only=True)
         total = sums[:, :c2].sum(axis=1)
         ranked = [curve.areas(weights) if curve else np.full((2, len(total)), np.nan) for curve in self.curves]
-        auroc, precision = np.stack(ranked, axis=2)  # each [r, C]
         gaps = sums[:, c2 + 2 :] / total[:, None]
-        errors = {"log_loss": sums[:, c2] / total, "brier": sums[:, c2 + 1] / total, "ece": np.abs(gaps).sum(axis=1)}
-        found = _metrics_of(Weighted(cells, auroc, precision, **errors), confusion_only=False)
-        slow = {name: self._by_rows(name, weights) for name, metric in METRICS.items() if metric.resampled is None}
-        return replace(found, headline=found.headline | slow, noise={"ece": np.abs(gaps - self.gaps).sum(axis=1)})
-
-    def _by_rows(self, name: str, weights: Floats) -> Floats:
-        """f64[r]: a metric evaluated on the rows, each as often as its whole weight says."""
-        found = []
-        for column in weights.T:
-            rows = np.repeat(np.arange(len(column)), column.astype(np.int64))
-            value = METRICS[name].point(Scored(self.table.target[rows], self.table.scores[rows]))
-            found.append(np.nan if value is None else value)
-        return np.array(found, dtype=np.float64)
+        areas = np.stack(ranked, axis=2)
+        losses = np.stack([sums[:, c2] / total, sums[:, c2 + 1] / total, np.abs(gaps).sum(axis=1)])
+        drawn = Weighted(sums[:, :c2].reshape(-1, self.classes, self.classes), lambda: areas, lambda: losses)
+        return Replicates(
+            {name: metric.resampled(drawn) for name, metric in METRICS.items()},
+            {name: of(drawn) for name, of in PER_CLASS.items()},
+            {"ece": np.abs(gaps - self.gaps).sum(axis=1)},
+        )
 
 
 class _Ranking:

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation.audit_reading import FAMILIES, MARGIN, STRONG, sentence
 from thoraclip.evaluation.compare import holm
 from thoraclip.evaluation.intervals import percentile_interval
@@ -43,8 +43,6 @@ __all__ = [
     "with_verdicts",
 ]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 MIN_GROUPS = 10
 """Of each class, independent ones: with fewer the spread over resamples is no guide to chance, and a test cannot

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation.align import Aligned
-from thoraclip.evaluation.compare import holm
+from thoraclip.evaluation.compare import correct_p
 from thoraclip.evaluation.equalised_odds import RATES, GroupRates, equalised_odds
 from thoraclip.evaluation.intervals import difference_interval
 from thoraclip.evaluation.metrics import Scored
@@ -139,8 +140,8 @@ def subgroup_entries(
             entries[name][-1]["equalised_odds"][point] = (
                 _odds(found, list(groups), aligned.labels.names) if found else None
             )
-    for of_method in entries.values():
-        _correct(of_method)
+    for of_method, point in product(entries.values(), POINTS):
+        correct_p([odds for column in of_method if (odds := column["equalised_odds"].get(point)) is not None])
     return entries
 
 
@@ -258,11 +259,3 @@ def _odds(found: Mapping[str, Any], groups: Sequence[str], classes: Sequence[str
         name: dict(zip(RATES, spread[2 * c : 2 * c + 2].tolist(), strict=True)) for c, name in enumerate(classes)
     }
     return {**found, "p_holm": None, **named, "spread": of_classes}
-
-
-def _correct(columns: Sequence[Mapping[str, Any]]) -> None:
-    """Holm-corrected p over the columns of a method, for each point."""
-    for point in POINTS:
-        rows = [odds for column in columns if (odds := column["equalised_odds"].get(point)) is not None]
-        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-            row["p_holm"] = float(p)

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from thoraclip.dtypes import Floats
 
 __all__ = ["FOLDS", "PATIENTS", "SEEDS", "Variance", "difference_variances", "total", "training_variance"]
 
-Floats = npt.NDArray[np.float64]
 
 PATIENTS, SEEDS, FOLDS = "patients", "patients and seeds", "folds"
 """What a variance was estimated from."""

@@ -7,16 +7,15 @@ then pooled. With several seeds: the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from thoraclip.dtypes import Masks
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError
-from thoraclip.evaluation.align import Aligned
+from thoraclip.evaluation.align import Aligned, in_order
 from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.metrics import Scored
@@ -31,10 +30,8 @@ from thoraclip.posthoc.scaling import fit_temperature, fit_vector
 from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["operating_calls", "trust_entry"]
+__all__ = ["trust_entry"]
 
-Rows = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _CURVE_POINTS = 50
 
@@ -48,39 +45,32 @@ class _Fold:
 
     number: int | None
     val: Scored
-    patients: Rows
-    rows: Rows
+    patients: Ints
+    rows: Ints
 
 
 def trust_entry(
-    method: MethodResult,
-    aligned: Aligned,
-    *,
-    resamples: int,
-    seed: int,
-    alpha: float = ALPHA,
-    sensitivity: float = SENSITIVITY,
-) -> dict[str, Any]:
-    """What can be fitted on the validation images of a method, and what it does to the judged ones; JSON-able.
+    method: MethodResult, aligned: Aligned, *, resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Masks]]:
+    """What can be fitted on the validation images of a method, and what it does to the judged ones.
 
     Args:
         method, aligned: one that did not fail, and the judged images with its scores.
         resamples, seed: of the intervals, as in the report.
-        alpha: share of the images of a class whose prediction set may miss it.
-        sensitivity: that a class's operating point must have for new patients, on average.
 
     Returns:
-        `selective`, which needs no validation image, and either `reason`, why nothing could be fitted, or `validation`,
-        `temperature`, `vector`, `before`, `after_temperature`, `after_vector`, `conformal`, `operating_point`.
+        JSON-able: `selective`, which needs no validation image, and either `reason`, why nothing could be fitted, or
+        `validation`, `temperature`, `vector`, `before`, `after_temperature`, `after_vector`, `conformal`,
+        `operating_point`. And class -> bool[N], whether the score of each judged image reaches the threshold of its
+        fold; a class without a threshold is absent.
 
     Raises:
         LeakError: an image, or a patient known by name, is among the validation and the judged images of one fold.
-        ConfigError: see `conformal.set_patients_needed`, `operating.positives_needed`.
     """
     test, names = aligned.scored[method.name][0], aligned.labels.names
     entry: dict[str, Any] = {"seed": method.seeds[0] if len(method.predictions) > 1 and method.seeds else None}
     fold_of = aligned.fold_of if method.is_trained and aligned.fold_of.any() else None  # else no training varies
-    folds = _folds(method, aligned)
+    folds, calls = _folds(method, aligned), dict[str, Masks]()
     if isinstance(folds, str):
         entry["reason"] = folds
     else:
@@ -92,25 +82,9 @@ def trust_entry(
             "per_class": {name: [int(row[c]) for row in counts] for c, name in enumerate(names)},
         }
         entry |= _scaled(folds, test, aligned, resamples, seed, fold_of)
-        entry["conformal"] = _conformal(folds, test, aligned, alpha)
-        entry["operating_point"] = _operating_points(folds, test, aligned, sensitivity)
-    return entry | {"selective": _selective(test, aligned, resamples, seed, fold_of)}
-
-
-def operating_calls(method: MethodResult, aligned: Aligned, trust: Mapping[str, Any]) -> dict[str, Masks]:
-    """Class -> bool[N], whether the score of each judged image reaches the threshold of its fold; `trust` is from
-    `trust_entry`. A class without a threshold is absent."""
-    folds, test = _folds(method, aligned), aligned.scored[method.name][0]
-    calls: dict[str, Masks] = {}
-    if isinstance(folds, str):
-        return calls
-    for c, name in enumerate(aligned.labels.names):
-        chosen, limit = trust["operating_point"]["classes"][name]["threshold"], np.full(len(test.target), np.nan)
-        for fold, threshold in zip(folds, chosen, strict=True):
-            limit[fold.rows] = np.nan if threshold is None else threshold
-        if not np.isnan(limit).any():
-            calls[name] = test.scores[:, c] >= limit
-    return calls
+        entry["conformal"] = _conformal(folds, test, aligned)
+        entry["operating_point"], calls = _operating_points(folds, test, aligned)
+    return entry | {"selective": _selective(test, aligned, resamples, seed, fold_of)}, calls
 
 
 def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
@@ -158,13 +132,12 @@ def _refuse_leak(name: str, table: Predictions, val: Predictions, judged: Sequen
 
 
 def _scored(table: Predictions, aligned: Aligned) -> Scored:
-    """A table with its classes in the report's order."""
-    columns = [table.labels.index(name) for name in aligned.labels.names]
-    return Scored(np.argsort(columns)[table.target], table.scores[:, columns])
+    ordered = in_order(table, aligned.labels, table.image_id)
+    return Scored(ordered.target, ordered.scores)
 
 
 def _scaled(
-    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Rows | None
+    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Ints | None
 ) -> dict[str, Any]:
     """Both scalings: what was fitted, or `reason`; and calibration before and after."""
     names, tables = aligned.labels.names, {BEFORE: test}
@@ -194,12 +167,12 @@ def _scaled(
     return found | {"after_temperature": None, "after_vector": None} | measured
 
 
-def _conformal(folds: Sequence[_Fold], test: Scored, aligned: Aligned, alpha: float) -> dict[str, Any]:
+def _conformal(folds: Sequence[_Fold], test: Scored, aligned: Aligned) -> dict[str, Any]:
     sets = np.zeros_like(test.scores, dtype=np.bool_)
-    fitted = [fit_thresholds(f.val.scores, f.val.target, patients=f.patients, alpha=alpha) for f in folds]
+    fitted = [fit_thresholds(f.val.scores, f.val.target, patients=f.patients, alpha=ALPHA) for f in folds]
     for fold, thresholds in zip(folds, fitted, strict=True):
         sets[fold.rows] = thresholds.sets(test.scores[fold.rows])
-    needed, size, everything = set_patients_needed(alpha), sets.sum(axis=1), np.ones(len(sets), dtype=np.bool_)
+    needed, size, everything = set_patients_needed(ALPHA), sets.sum(axis=1), np.ones(len(sets), dtype=np.bool_)
     classes: dict[str, dict[str, Any]] = {}
     for c, name in enumerate(aligned.labels.names):
         fewest = min(int(one.patients[c]) for one in fitted)
@@ -212,8 +185,8 @@ def _conformal(folds: Sequence[_Fold], test: Scored, aligned: Aligned, alpha: fl
         }
     n = len(size)
     return {
-        "alpha": alpha,
-        "promised": 1 - alpha,
+        "alpha": ALPHA,
+        "promised": 1 - ALPHA,
         "patients_needed": needed,
         "fewest": min(int(one.patients.min()) for one in fitted),
         "classes": classes,
@@ -229,8 +202,11 @@ def _too_few(known: int, needed: int, unit: str) -> str:
     return f"{counted(known, f'validation {unit}')} of the class, and {needed} are needed: {needed - known} more"
 
 
-def _operating_points(folds: Sequence[_Fold], test: Scored, aligned: Aligned, goal: float) -> dict[str, Any]:
-    needed, classes = positives_needed(goal), {}
+def _operating_points(
+    folds: Sequence[_Fold], test: Scored, aligned: Aligned
+) -> tuple[dict[str, Any], dict[str, Masks]]:
+    goal, classes, calls = SENSITIVITY, {}, {}
+    needed = positives_needed(goal)
     target, patients = (np.concatenate(part) for part in zip(*((f.val.target, f.patients) for f in folds), strict=True))
     for c, name in enumerate(aligned.labels.names):
         known = [len(np.unique(fold.patients[fold.val.target == c])) for fold in folds]
@@ -243,6 +219,8 @@ def _operating_points(folds: Sequence[_Fold], test: Scored, aligned: Aligned, go
         for fold, threshold in zip(folds, found, strict=False):
             called[fold.rows] = test.scores[fold.rows, c] >= threshold
             called_val.append(fold.val.scores[:, c] >= threshold)
+        if is_known:
+            calls[name] = called
         classes[name] = {
             "threshold": chosen,
             "positives": [int((fold.val.target == c).sum()) for fold in folds],
@@ -252,17 +230,17 @@ def _operating_points(folds: Sequence[_Fold], test: Scored, aligned: Aligned, go
             "validation": _rates(np.concatenate(called_val), target == c, patients) if is_known else None,
             "test": _rates(called, test.target == c, aligned.groups) if is_known else None,
         }
-    return {"goal": goal, "patients_needed": needed, "classes": classes}
+    return {"goal": goal, "patients_needed": needed, "classes": classes}, calls
 
 
-def _rates(called: Bools, positive: Bools, patients: Rows) -> dict[str, Any]:
+def _rates(called: Masks, positive: Masks, patients: Ints) -> dict[str, Any]:
     return {
         "sensitivity": _share(called, positive, patients),
         "specificity": _share(~called, ~positive, patients),
     }
 
 
-def _share(right: Bools, among: Bools, patients: Rows) -> dict[str, Any]:
+def _share(right: Masks, among: Masks, patients: Ints) -> dict[str, Any]:
     """Of the images `among` bool[N], the share that is `right`, with its interval by patient."""
     if not among.any():
         return {"value": None, "low": None, "high": None, "of": 0, "reason": "no such image"}
@@ -270,7 +248,7 @@ def _share(right: Bools, among: Bools, patients: Rows) -> dict[str, Any]:
     return {"value": float(right[among].mean()), "low": low, "high": high, "of": int(among.sum())}
 
 
-def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Rows | None) -> dict[str, Any]:
+def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Ints | None) -> dict[str, Any]:
     """Curve, area, and the accuracy at `COVERAGES`; the answers are ordered by the scores as they are."""
     curve, n, groups = accuracy_curve(test.confidence, test.correct), len(test.target), aligned.group_count
     values = accuracy_at(test.confidence, test.correct)[:, 0]

@@ -9,9 +9,7 @@ from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.curves import curve_entry
 from thoraclip.evaluation.predictive import predictive_entry
 from thoraclip.evaluation.reading import ALPHA, between, listed, points, probability, share
-from thoraclip.evaluation.results import MethodResult
-from thoraclip.evaluation.subgroups import COLUMNS, predicted_calls, subgroup_entries
-from thoraclip.evaluation.trust import operating_calls
+from thoraclip.evaluation.subgroups import COLUMNS, Calls, predicted_calls, subgroup_entries
 from thoraclip.pages import counted
 
 __all__ = ["RATE_NAMES", "usefulness", "usefulness_reading"]
@@ -21,7 +19,7 @@ _KEYS = ("subgroups", "predictive_values", "pr", "roc_band", "net_benefit")
 
 
 def usefulness(
-    methods: Sequence[MethodResult],
+    thresholded: Mapping[str, Calls],
     entries: Sequence[Mapping[str, Any]],
     aligned: Aligned,
     *,
@@ -34,7 +32,7 @@ def usefulness(
     `None` for the majority row. Of several seeds: the first, but for predictive values.
 
     Args:
-        methods: those that did not fail.
+        thresholded: method -> class -> whether an image is called positive at the operating point, see `trust_entry`.
         entries: of the report, with `per_class` and `trust`.
         aligned: the judged images.
         groups: see `subgroups.group_columns`; without a manifest `None`, and so is `subgroups`.
@@ -42,13 +40,12 @@ def usefulness(
         resamples, seed: of the report.
     """
     classes = aligned.labels.names
-    first = {method.name: aligned.scored[method.name][0] for method in methods}
+    first = {name: aligned.scored[name][0] for name in thresholded}
     by_name = {entry["name"]: entry for entry in entries}
-    calls: dict[str, dict[str, Any]] = {}
-    for method in methods:
-        at_thresholds = operating_calls(method, aligned, by_name[method.name]["trust"])
-        calls[method.name] = {"predicted": predicted_calls(first[method.name], classes)}
-        calls[method.name] |= {"operating_point": at_thresholds} if at_thresholds else {}
+    calls: dict[str, dict[str, Calls]] = {}
+    for name, at_thresholds in thresholded.items():
+        calls[name] = {"predicted": predicted_calls(first[name], classes)}
+        calls[name] |= {"operating_point": at_thresholds} if at_thresholds else {}
     drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
     of_groups = subgroup_entries(first, calls, groups or {}, aligned, **drawn)
     images = {name: int((aligned.target == c).sum()) for c, name in enumerate(classes)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
+
+from thoraclip.dtypes import Floats
 
 __all__ = ["Weighted", "mean_of_known", "ratio"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,14 @@ class Weighted:
 
     Args:
         cells: f64[R, C, C] weighted confusion matrices, rows true, columns predicted.
-        auroc, average_precision: f64[R, C] of each class against the rest, NaN where it does not exist.
-        log_loss, brier: f64[R] weighted means.
-        ece: f64[R] expected calibration error.
-            All four are `None` where only the answers were resampled.
+        areas: f64[2, R, C] when it is called: area under the ROC curve of each class against the rest, and average
+            precision, sum_k (recall_k - recall_{k-1}) precision_k over the thresholds; NaN where they do not exist.
+        losses: f64[3, R] when it is called: weighted means of log loss and Brier score, and calibration error.
     """
 
     cells: Floats
-    auroc: Floats | None = None
-    average_precision: Floats | None = None
-    log_loss: Floats | None = None
-    brier: Floats | None = None
-    ece: Floats | None = None
+    areas: Callable[[], Floats]
+    losses: Callable[[], Floats]
 
     @cached_property
     def hit(self) -> Floats:
@@ -77,7 +73,7 @@ class Weighted:
 
     def by_images(self, values: Floats) -> Floats:
         """f64[R]: mean of f64[R, C] values over the classes, weighted by their images."""
-        return np.asarray((values * (self.true / self.total)).sum(axis=1))
+        return np.asarray((values * self.true).sum(axis=1) / self.total[:, 0])
 
     @property
     def mcc(self) -> Floats:

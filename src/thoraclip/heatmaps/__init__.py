@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.predictor import Predictor
 
 __all__ = ["MAPS", "MapMethod", "default_map", "heat_map"]
-
-Grey = npt.NDArray[np.uint8]
-Heat = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def default_map(classifier: Predictor) -> str:
     return "smoothgrad" if hasattr(classifier, "logits") else "occlusion"
 
 
-def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str = "", seed: int = 0) -> Heat:
+def heat_map(classifier: Predictor, grey: Greys, class_index: int, *, method: str = "", seed: int = 0) -> Singles:
     """Where a picture holds evidence for a class, as one method sees it.
 
     Args:
@@ -73,5 +70,5 @@ def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str
     if not 0 <= class_index < len(classifier.labels):
         raise ConfigError(f"class {class_index}: must lie between 0 and {len(classifier.labels) - 1}")
     function = getattr(import_module(chosen.module), chosen.function)
-    signed: Heat = function(classifier, grey, class_index, seed=seed)
+    signed: Singles = function(classifier, grey, class_index, seed=seed)
     return np.maximum(signed, 0).astype(np.float32)

@@ -9,19 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from torch import Tensor
 
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.heatmaps.perturbation import blurred
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.classifiers import Classifier
 
 __all__ = ["grey_gradient", "integrated_gradients", "smoothgrad"]
 
-Grey = npt.NDArray[np.uint8]
-Heat = npt.NDArray[np.float32]
 
 _SAMPLES = 16
 """Pictures whose gradients are averaged."""
@@ -43,7 +41,7 @@ def grey_gradient(classifier: Classifier, units: Tensor, class_index: int) -> Te
     return torch.autograd.grad(log_odds.sum(), leaf)[0]
 
 
-def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
+def smoothgrad(classifier: Classifier, grey: Greys, class_index: int, *, seed: int = 0) -> Singles:
     """Gradient times input, averaged over 16 noisy copies (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     The input is what blurring takes away from the picture, so that a flat region has no say whatever its grey; noise of
@@ -57,7 +55,7 @@ def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: in
     return _smooth(grey_gradient(classifier, noisy, class_index).mean(dim=0) * (unit - fill))
 
 
-def integrated_gradients(classifier: Classifier, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
+def integrated_gradients(classifier: Classifier, grey: Greys, class_index: int, *, seed: int = 0) -> Singles:
     """Integrated gradients from the blurred picture to the picture (Sundararajan, Taly & Yan 2017, arXiv:1703.01365,
     eq. 3).
 
@@ -71,12 +69,12 @@ def integrated_gradients(classifier: Classifier, grey: Grey, class_index: int, *
     return _smooth(grey_gradient(classifier, path, class_index).mean(dim=0) * (unit - fill))
 
 
-def _units(classifier: Classifier, grey: Grey) -> tuple[Tensor, Tensor]:
+def _units(classifier: Classifier, grey: Greys) -> tuple[Tensor, Tensor]:
     """The picture and its blur, u8[S, S] -> f32[S, S], greys over 255, on the device."""
     device = next(classifier.network.parameters()).device
     unit, fill = (torch.from_numpy(g.astype(np.float32) / 255).to(device) for g in (grey, blurred(grey)))
     return unit, fill
 
 
-def _smooth(heat: Tensor) -> Heat:
+def _smooth(heat: Tensor) -> Singles:
     return np.asarray(gaussian_filter(heat.cpu().numpy(), _SMOOTHING_SHARE * len(heat)), np.float32)

@@ -8,14 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from thoraclip.dtypes import Greys, Masks, Singles
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import Preprocess
 
 __all__ = ["colours", "display_size", "draw_overlay", "heat_layer", "outline_layer", "spread"]
 
-Grey = npt.NDArray[np.uint8]
-Heat = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 _INFERNO = bytes.fromhex(
     "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754"
@@ -38,7 +36,7 @@ def display_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat, Mask]:
+def spread(heat: Singles, spec: Preprocess, height: int, width: int) -> tuple[Singles, Masks]:
     """Lay a map f32[S, S] of the network's input over the image that `imaging.fit` made the input of; its inverse.
 
     Returns f32[height, width] (an image's or its display's), 0 where the network sees nothing, and bool[height, width],
@@ -65,7 +63,7 @@ def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat,
     return np.where(seen, np.asarray(placed), 0).astype(np.float32), seen
 
 
-def colours(level: npt.NDArray[np.floating]) -> Grey:
+def colours(level: npt.NDArray[np.floating]) -> Greys:
     """f[...] in [0, 1] -> u8[..., 3], of the scale that the overlay uses: even steps look even."""
     table = np.frombuffer(_INFERNO, np.uint8).reshape(-1, 3).astype(np.float64)
     place = (_DARKEST + (1 - _DARKEST) * np.clip(level, 0, 1)) * (len(table) - 1)
@@ -74,7 +72,7 @@ def colours(level: npt.NDArray[np.floating]) -> Grey:
 
 
 def draw_overlay(
-    grey: Grey, heat: Heat, *, headline: str, lines: Sequence[str], footer: str, lungs: Mask, seen: Mask
+    grey: Greys, heat: Singles, *, headline: str, lines: Sequence[str], footer: str, lungs: Masks, seen: Masks
 ) -> Image.Image:
     """The radiograph, beside it the same with the map over it, beside that the text; lungs are outlined in both. RGB.
 
@@ -100,7 +98,7 @@ def draw_overlay(
     return sheet
 
 
-def heat_layer(heat: Heat, seen: Mask) -> Image.Image:
+def heat_layer(heat: Singles, seen: Masks) -> Image.Image:
     """What `draw_overlay` lays over the radiograph, as a picture of its own whose opacity can be changed: RGBA.
 
     What the network does not see is black, and as dark as in the overlay.
@@ -111,20 +109,20 @@ def heat_layer(heat: Heat, seen: Mask) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def outline_layer(lungs: Mask) -> Image.Image:
+def outline_layer(lungs: Masks) -> Image.Image:
     """The lungs' outline, as `draw_overlay` draws it, on nothing: RGBA."""
     line = Image.new("RGBA", (lungs.shape[1], lungs.shape[0]), (*_OUTLINE, 0))
     line.putalpha(_outline(lungs))
     return line
 
 
-def _painted(heat: Heat) -> tuple[Grey, Heat]:
+def _painted(heat: Singles) -> tuple[Greys, Singles]:
     """Colours u8[H, W, 3], and how much of the radiograph they hide at full opacity, f32[H, W] in [0, 1]."""
     level = heat / max(float(heat.max()), 1e-12)
     return colours(level), level**0.8
 
 
-def _outline(mask: Mask) -> Image.Image:
+def _outline(mask: Masks) -> Image.Image:
     """A soft line along the inner border of a mask, its width by the size of the picture, as opacity."""
     image = Image.fromarray((255 * mask).astype(np.uint8))
     thickness = 3 if max(mask.shape) < 700 else 5

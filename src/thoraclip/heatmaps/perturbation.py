@@ -8,15 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from thoraclip.dtypes import Floats, Greys, Singles
 from thoraclip.imaging import normalise
 from thoraclip.imaging.preprocessing import resize
 from thoraclip.predictor import Predictor
 
 __all__ = ["blurred", "log_odds", "occlusion", "resized"]
 
-Grey = npt.NDArray[np.uint8]
-Heat = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
 
 _BATCH = 32
 _TINY = 1e-12
@@ -35,19 +33,19 @@ def log_odds(scores: npt.NDArray[np.floating], class_index: int) -> Floats:
     return np.asarray(np.log(np.maximum(exact[:, class_index], _TINY)) - np.log(np.maximum(others, _TINY)))
 
 
-def blurred(grey: Grey) -> Grey:
+def blurred(grey: Greys) -> Greys:
     """u8[S, S] -> u8[S, S]: what stands in for a part that is taken away."""
     radius = _BLUR_SHARE * grey.shape[0]
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def resized(heat: npt.NDArray[np.floating], height: int, width: int) -> Heat:
+def resized(heat: npt.NDArray[np.floating], height: int, width: int) -> Singles:
     """f[h, w] -> f32[height, width], bilinear."""
     image = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
     return np.asarray(resize(image, (width, height), Image.Resampling.BILINEAR))
 
 
-def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
+def occlusion(predictor: Predictor, grey: Greys, class_index: int, *, seed: int = 0) -> Singles:
     """How much the log-odds of the class fall when a patch is blurred away (Zeiler & Fergus 2014, arXiv:1311.2901).
 
     Patches of a seventh of the side slide by half of theirs, over the borders too. A pixel gets the mean fall over the
@@ -62,7 +60,7 @@ def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int =
     spans = [slice(max(0, start), start + patch) for start in starts]
     boxes = [(slice(0), slice(0)), *product(spans, spans)]  # the first one takes nothing away
 
-    def predict(chosen: list[tuple[slice, slice]]) -> npt.NDArray[np.float32]:
+    def predict(chosen: list[tuple[slice, slice]]) -> Singles:
         pictures = np.repeat(grey[None], len(chosen), axis=0)
         for picture, box in zip(pictures, chosen, strict=True):
             picture[box] = fill[box]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from thoraclip.data.lungs import estimate_lungs
 from thoraclip.data.masks import mask_problem, read_mask
+from thoraclip.dtypes import Greys, Masks, Singles
 from thoraclip.errors import ConfigError, ImageError, InputError, did_you_mean
 from thoraclip.heatmaps import MAPS, default_map, heat_map
 from thoraclip.heatmaps.overlay import display_size, draw_overlay, spread
@@ -34,8 +34,6 @@ __all__ = [
     "write_overlay",
 ]
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 _TEXT = "thoraclip"  # name of the text in the file
 
 
@@ -46,10 +44,10 @@ class Explanation:
     label: str  # the class that is explained
     scores: dict[str, float]  # probability of every class
     method: str  # a name in `MAPS`
-    grey: Grey  # u8[H, W], the image
-    heat: npt.NDArray[np.float32]  # f32[H, W], 0 or larger: evidence for the class
-    seen: Mask  # bool[H, W]: what the network sees
-    lungs: Mask  # bool[H, W]; nothing set where none were found
+    grey: Greys  # u8[H, W], the image
+    heat: Singles  # f32[H, W], 0 or larger: evidence for the class
+    seen: Masks  # bool[H, W]: what the network sees
+    lungs: Masks  # bool[H, W]; nothing set where none were found
     lungs_from: str  # `given mask`, `estimated`, or `not found: ` and why the estimate is implausible
     note: str  # which classifier spoke
 
@@ -117,11 +115,11 @@ def explain_picture(
 
 def explain_pixels(
     classifier: Predictor,
-    pixels: Grey,
+    pixels: Greys,
     *,
     class_name: str = "",
     method: str = "",
-    lungs: Mask | None = None,
+    lungs: Masks | None = None,
     note: str = "",
     seed: int = 0,
 ) -> Explanation:

@@ -12,11 +12,10 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 
-import numpy as np
-import numpy.typing as npt
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ThoraclipError, printable
 
 __all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "show", "without_gaps"]
@@ -51,7 +50,7 @@ def _visible(value: object) -> object:
     return type(value)(_HIDDEN.sub(lambda found: printable(found[0]), value))
 
 
-def picture_or_reason(load: Callable[[], npt.NDArray[np.uint8]], side: int) -> dict[str, str | None]:
+def picture_or_reason(load: Callable[[], Greys], side: int) -> dict[str, str | None]:
     """`picture`: a JPEG in base64 of u8[H, W] or u8[H, W, 3], the longer side at most `side` pixels; or `error`: why
     there is none."""
     try:

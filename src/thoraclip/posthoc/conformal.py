@@ -10,15 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import ConfigError
 from thoraclip.posthoc.quantile import patient_quantile, patients_needed
 
 __all__ = ["ALPHA", "ClassThresholds", "fit_thresholds", "set_patients_needed"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 ALPHA = 0.1
 """Share of a class's images whose set may miss it."""
@@ -40,7 +38,7 @@ class ClassThresholds:
     images: Ints
     patients: Ints
 
-    def sets(self, scores: Floats) -> npt.NDArray[np.bool_]:
+    def sets(self, scores: Floats) -> Masks:
         """f64[N, C] scores -> bool[N, C], whether a class is in the image's set; a set may be empty."""
         return np.asarray(1 - scores <= self.threshold, dtype=np.bool_)
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.array_files import Expected, read_safetensors
+from thoraclip.dtypes import Floats, Ints, Masks, Singles
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.posthoc.quantile import patient_quantile
 from thoraclip.runs import atomic_open, canonical_json
@@ -28,8 +29,6 @@ from thoraclip.shapes import check, number, one_of, table, whole
 
 __all__ = ["MIN_ROWS", "OodScore", "fit_ood", "read_ood", "threshold_of", "write_ood"]
 
-Features = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
 
 MIN_ROWS = 20
 """Fewest images to fit on, and fewest to calibrate on."""
@@ -64,7 +63,7 @@ class OodScore:
     false_positive_rate: float
     calibration_images: int
     calibration_patients: int
-    arrays: dict[str, npt.NDArray[np.float32]]
+    arrays: dict[str, Singles]
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> OodScore:
@@ -85,10 +84,8 @@ class OodScore:
             "threshold": self.threshold,
             "false_positive_rate": self.false_positive_rate,
             "guaranteed_rate": self.guaranteed_rate,
-            "calibrated_on": "held-out",
             "calibration_images": self.calibration_images,
             "calibration_patients": self.calibration_patients,
-            "neighbours": 0,
         }
 
     @cached_property
@@ -101,7 +98,7 @@ class OodScore:
         """The false-positive rate that the calibration can promise: no smaller than 1 / (calibration patients + 1)."""
         return max(self.false_positive_rate, 1 / (self.calibration_patients + 1))
 
-    def score(self, features: Features) -> Floats:
+    def score(self, features: Singles) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N]; larger is less like the training images.
 
         A picture's score does not depend on the others, rounding apart.
@@ -120,12 +117,12 @@ class OodScore:
             scores.append(np.min([((points - centre) ** 2).sum(axis=1) for centre in self.centres], axis=0))
         return np.concatenate(scores)
 
-    def is_flagged(self, scores: Floats) -> npt.NDArray[np.bool_]:
+    def is_flagged(self, scores: Floats) -> Masks:
         """f64[N] -> bool[N]: which scores exceed the threshold."""
         return np.asarray(np.asarray(scores) > self.threshold)
 
 
-def _whitened(rows: Features, factor: Features) -> Floats:
+def _whitened(rows: Singles, factor: Singles) -> Floats:
     """f64[N, D]: rows times the factor."""
     wide, exact = np.asarray(factor, np.float64), rows.astype(np.float64)  # no copy of a factor that is f64 already
     if len(rows) == 1:  # one picture of many threads: a BLAS would start threads of its own under each of them
@@ -134,11 +131,11 @@ def _whitened(rows: Features, factor: Features) -> Floats:
 
 
 def fit_ood(
-    features: Features,
+    features: Singles,
     *,
-    held_out: Features,
-    patients: npt.NDArray[np.int64] | None = None,
-    targets: npt.NDArray[np.int64] | None = None,
+    held_out: Singles,
+    patients: Ints | None = None,
+    targets: Ints | None = None,
     false_positive_rate: float = 0.01,
 ) -> OodScore:
     """Fit a score on training features and set its threshold on pictures that it was not fitted on.
@@ -180,7 +177,7 @@ def fit_ood(
     return replace(fitted, threshold=threshold_of(scores, false_positive_rate, patients))
 
 
-def _checked(features: Features, what: str, *, at_least: int = 0) -> Features:
+def _checked(features: Singles, what: str, *, at_least: int = 0) -> Singles:
     array = np.asarray(features)
     if array.ndim != 2:
         raise InputError(f"{what} of shape {array.shape}: a table [images, numbers] is needed")
@@ -193,7 +190,7 @@ def _checked(features: Features, what: str, *, at_least: int = 0) -> Features:
     return array
 
 
-def _whitening(centred: Floats) -> Features:
+def _whitening(centred: Floats) -> Singles:
     """f32[D, D], symmetric: the inverse root of the shrunk covariance of centred rows f64[N, D]."""
     from threadpoolctl import threadpool_limits
 
@@ -204,7 +201,7 @@ def _whitening(centred: Floats) -> Features:
             needed = "an out-of-distribution score needs different images"
             raise InputError(f"training features that are all the same: {needed}")
         roots = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
-        factor: Features = ((vectors / roots) @ vectors.T).astype(np.float32)
+        factor: Singles = ((vectors / roots) @ vectors.T).astype(np.float32)
     return factor
 
 
@@ -231,7 +228,7 @@ def _shrunk_covariance(centred: Floats) -> Floats:
     return covariance
 
 
-def threshold_of(scores: Floats, false_positive_rate: float, patients: npt.NDArray[np.int64] | None = None) -> float:
+def threshold_of(scores: Floats, false_positive_rate: float, patients: Ints | None = None) -> float:
     """The score that a share of pictures like the calibration images exceeds: the conformal quantile.
 
     A new patient's picture exceeds it with probability at most `rate` (Vovk et al. 2005; Bates et al. 2023, Annals of

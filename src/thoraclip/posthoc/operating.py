@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import ConfigError
 from thoraclip.posthoc.quantile import patient_quantile, patients_needed, rank
 
 __all__ = ["SENSITIVITY", "chance_of_goal", "choose_threshold", "positives_needed"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 SENSITIVITY = 0.95
 """Share of new images of a class that its operating point must find on average."""
@@ -29,7 +27,7 @@ def positives_needed(goal: float = SENSITIVITY) -> int:
 
 
 def choose_threshold(
-    score: Floats, positive: npt.NDArray[np.bool_], *, patients: Ints | None = None, goal: float = SENSITIVITY
+    score: Floats, positive: Masks, *, patients: Ints | None = None, goal: float = SENSITIVITY
 ) -> float | None:
     """The highest threshold whose sensitivity for new patients is at least `goal` on average, see `patient_quantile`:
     with one image a patient, the ceil(goal (P + 1))-th highest score of the P positives. (The ceil(goal P)-th finds

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
+
+from thoraclip.dtypes import Floats, Ints
 
 __all__ = ["patient_quantile", "patients_needed", "rank"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _ROUNDING = 1e-9
 """What a product of floats may exceed a whole number by."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "fit_vector",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Bounds of T: images that are all right would draw it to 0, scores that mean nothing to infinity."""
