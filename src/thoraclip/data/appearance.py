@@ -18,7 +18,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.dtypes import Floats, Greys, Masks
 
-__all__ = ["STATISTICS", "Box", "describe", "find_marks"]
+__all__ = ["STATISTICS", "Box", "describe", "find_marks", "without_border"]
 
 Window = tuple[slice, slice]
 
@@ -129,6 +129,23 @@ def _bars(pixels: Greys) -> dict[str, float]:
         same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
         widths[name] = 1.0 if same.all() else int(np.argmin(same)) / len(same)
     return widths
+
+
+def without_border(pixels: Greys) -> Greys:
+    """The picture without bars of one grey along its edges, also such that lie one inside the other.
+
+    Whole where less than a third of a side would be left: one grey, or a small thing on one grey.
+    """
+    inner = pixels
+    while True:
+        (height, width), bars = inner.shape, _bars(inner)
+        top, bottom = (round(bars[name] * height) for name in ("bar_top", "bar_bottom"))
+        left, right = (round(bars[name] * width) for name in ("bar_left", "bar_right"))
+        if not top + bottom + left + right:
+            return inner
+        if 3 * (height - top - bottom) < len(pixels) or 3 * (width - left - right) < len(pixels.T):
+            return pixels
+        inner = inner[top : height - bottom, left : width - right]
 
 
 def _reduce(image: Image.Image) -> Greys:

@@ -1,5 +1,5 @@
-"""Pairs of files that show the same picture: byte for byte, or again after a resize, a crop, a rotation, a mirror, or
-as a negative.
+"""Pairs of files that show the same picture: byte for byte, or again after a resize, a crop, a rotation, a mirror, in
+a border of one grey, or as a negative.
 
 All chest radiographs look alike, so a short hash alone finds mostly strangers. Here a hash proposes and pixels confirm:
 
@@ -38,13 +38,14 @@ from thoraclip.data.duplicates.thumbnails import (
     half_detail,
     is_blank,
     near_hashes,
+    squash,
     thumbnail,
     variants,
 )
 from thoraclip.dtypes import Floats, Greys, Ints, Masks
 from thoraclip.runs import Progress, needing_room, take_room
 
-__all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "array_on_disk", "clusters", "find_duplicates", "thumbnail"]
+__all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "array_on_disk", "clusters", "find_duplicates", "squash", "thumbnail"]
 
 Hashes = npt.NDArray[np.uint64]
 

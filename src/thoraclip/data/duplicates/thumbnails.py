@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from thoraclip.data.appearance import without_border
 from thoraclip.dtypes import Floats, Greys, Ints, Masks, Singles
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "is_blank",
     "mirror",
     "near_hashes",
+    "squash",
     "thumbnail",
     "variants",
 ]
@@ -43,7 +45,12 @@ after two steps."""
 
 
 def thumbnail(pixels: Greys) -> Greys:
-    """u8[H, W] -> u8[S, S]: the whole picture, squashed (Pillow's antialiased triangle filter)."""
+    """u8[H, W] -> u8[S, S]: the picture without a border of one grey, squashed."""
+    return squash(without_border(pixels))
+
+
+def squash(pixels: Greys) -> Greys:
+    """u8[H, W] -> u8[S, S]: the whole picture (Pillow's antialiased triangle filter)."""
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
