@@ -59,8 +59,7 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
             reason = str(error).removeprefix(f"{paths[row]}: ").removeprefix("image: ")
             black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
             return np.full(len(MEASURED), np.nan, dtype=np.float32), black, black, reason
-        values = {"file_kilobytes": len(data) / 1000, **describe(pixels)}
-        statistics = np.array([values[name] for name in MEASURED], dtype=np.float32)
+        statistics = np.array([len(data) / 1000, *describe(pixels).values()], dtype=np.float32)
         return statistics, squash(pixels), thumbnail(pixels), ""
 
     fingerprint = digest([manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES])

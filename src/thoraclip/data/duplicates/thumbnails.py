@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from thoraclip.data.appearance import without_border
+from thoraclip.data.duplicates.hamming import Hashes
 from thoraclip.dtypes import Floats, Greys, Ints, Masks, Singles
 
 __all__ = [
@@ -20,14 +21,12 @@ __all__ = [
     "confirm",
     "half_detail",
     "is_blank",
-    "mirror",
     "near_hashes",
     "squash",
     "thumbnail",
     "variants",
 ]
 
-Hashes = npt.NDArray[np.uint64]
 Halves = npt.NDArray[np.float16]
 
 THUMBNAIL_SIDE = 96
@@ -121,17 +120,14 @@ def near_hashes(thumbnails: Greys) -> Hashes:
     return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
 
 
-def mirror(hashes: Hashes) -> Hashes:
-    """u64[..., 4]: the mirrored pictures' hashes; a cosine of odd horizontal frequency changes its sign."""
-    return hashes ^ np.packbits(_frequencies()[:, 0] % 2 == 1).view(">u8").astype(np.uint64)
-
-
 def variants(hashes: Hashes) -> Hashes:
     """u64[N, 4] -> u64[4 * N, 4]: of the pictures, then mirrored, then as negatives, then as mirrored negatives.
 
-    The number of a variant has bit `MIRRORED`, `NEGATIVE` or both. A negative turns the sign of every cosine.
+    The number of a variant has bit `MIRRORED`, `NEGATIVE` or both. A mirror turns the sign of the cosines of odd
+    horizontal frequency, a negative that of every cosine.
     """
-    both = np.concatenate([hashes, mirror(hashes)])
+    odd = np.packbits(_frequencies()[:, 0] % 2 == 1).view(">u8").astype(np.uint64)
+    both = np.concatenate([hashes, hashes ^ odd])
     return np.concatenate([both, ~both])
 
 
