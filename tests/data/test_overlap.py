@@ -107,7 +107,7 @@ def test_every_image_with_a_copy_in_the_other_manifest_is_paired(
     rows = [{"image_id": f"i{k}", "path": f"{k}.png", "sha256": name} for k, name in enumerate(names)]
     both = [Manifest.from_rows(part, Path("/x")) for part in (rows[:count], rows[count:])]
     with pytest.MonkeyPatch.context() as patch:
-        empty = Inspection(None, None, {})  # type: ignore[arg-type]
+        empty = Inspection(None, None, None, {})  # type: ignore[arg-type]
         patch.setattr(module, "inspect", lambda *_, **__: empty)
         patch.setattr(module, "duplicate_pairs", lambda *_, **__: sorted(pairs, key=lambda p: (p.first, p.second)))
         shared = module._overlap(*both, (Path(), Path()), Path(), None)

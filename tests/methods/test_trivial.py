@@ -19,7 +19,7 @@ from tests.small_install import run_without
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.check.inspection import inspect
-from thoraclip.data.duplicates import thumbnail
+from thoraclip.data.duplicates import squash
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
 from thoraclip.errors import ImageError, ManifestError, ThoraclipError
@@ -125,7 +125,7 @@ def test_where_nothing_tells_the_classes_apart_it_stays_at_chance(
 def slow_features(path: Path) -> dict[str, list[float]]:
     """Every number again, one by one."""
     pixels = decode(path).pixels
-    small, bytes_ = thumbnail(pixels), path.stat().st_size
+    small, bytes_ = squash(pixels), path.stat().st_size
     said = describe(pixels)
     cells = [
         sum(float(small[6 * y + b, 6 * x + a]) for a in range(6) for b in range(6)) / 36

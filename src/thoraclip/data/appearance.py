@@ -18,7 +18,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.dtypes import Floats, Greys, Masks
 
-__all__ = ["STATISTICS", "Box", "describe", "find_marks"]
+__all__ = ["STATISTICS", "Box", "describe", "find_marks", "without_border"]
 
 Window = tuple[slice, slice]
 
@@ -87,6 +87,7 @@ def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, 
     inside = image.crop((across, down, width - across, height - down)).histogram() if has_inside else np.zeros(256)
     border_brightness, border_contrast = _mean_and_spread(levels - np.array(inside, dtype=np.float64))
     marks = find_marks(pixels) if marks is None else marks
+    top, bottom, left, right = _bars(pixels)
     corner = max(1, round(CORNER * min(pixels.shape)))
     ends = (slice(None, corner), slice(-corner, None))
     values = {
@@ -98,7 +99,10 @@ def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, 
         "white": levels[WHITE:].sum() / levels.sum(),
         "border_brightness": border_brightness,
         "border_contrast": border_contrast,
-        **_bars(pixels),
+        "bar_top": top / height,
+        "bar_bottom": bottom / height,
+        "bar_left": left / width,
+        "bar_right": right / width,
         "corner_brightness": np.mean([pixels[rows, columns].mean() for rows in ends for columns in ends]),
         "sharpness": _laplacian(_reduce(image)),
         "fine_detail": _fine_detail(pixels),
@@ -117,18 +121,32 @@ def _mean_and_spread(levels: Floats) -> tuple[float, float]:
     return mean, math.sqrt(float(share @ (grey - mean) ** 2))
 
 
-def _bars(pixels: Greys) -> dict[str, float]:
-    """Share of the lines, from each edge inwards, that hold the outermost line's grey level."""
+def _bars(pixels: Greys) -> list[int]:
+    """Number of the lines, inwards from top, bottom, left and right, that hold the outermost line's grey level."""
     down, across = (max(1, side // WORKING_SIDE) for side in pixels.shape)
     rows, columns = pixels[:, ::across], pixels[::down].T
-    bars = {"bar_top": rows, "bar_bottom": rows[::-1], "bar_left": columns, "bar_right": columns[::-1]}
-    widths = {}
-    for name, lines in bars.items():
+    widths = []
+    for lines in (rows, rows[::-1], columns, columns[::-1]):
         level = round(float(np.median(lines[0])))
         low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
         same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
-        widths[name] = 1.0 if same.all() else int(np.argmin(same)) / len(same)
+        widths.append(int(np.logical_and.accumulate(same).sum()))
     return widths
+
+
+def without_border(pixels: Greys) -> Greys:
+    """The picture without bars of one grey along its edges, also such that lie one inside the other.
+
+    Whole where less than a third of a side would be left: one grey, or a small thing on one grey.
+    """
+    inner = pixels
+    while True:
+        (height, width), (top, bottom, left, right) = inner.shape, _bars(inner)
+        if not any((top, bottom, left, right)):
+            return inner
+        if 3 * (height - top - bottom) < len(pixels) or 3 * (width - left - right) < len(pixels.T):
+            return pixels
+        inner = inner[top : height - bottom, left : width - right]
 
 
 def _reduce(image: Image.Image) -> Greys:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -126,31 +126,20 @@ def pixel_cache(
     if is_valid(folder, PIXELS, fingerprint):
         return read_arrays(folder, PIXELS)
     with locked(folder, option="--pixels"):
-        return _write_cache(folder, manifest, spec, fingerprint, {"geometry": geometry}, progress)
-
-
-def _write_cache(
-    folder: Path,
-    manifest: Manifest,
-    spec: Preprocess,
-    fingerprint: str,
-    facts: Mapping[str, Any],
-    progress: Progress | None,
-) -> ImageArrays:
-    total = len(manifest)
-    writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
-    needed, free = (total - writer.rows) * spec.size**2, shutil.disk_usage(folder).free
-    if needed > 0.95 * free:
-        raise InputError(
-            f"{folder}: the pixel cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
-            "name a folder on another disk with --pixels, or go without it"
-        )
-    if writer.rows < total:  # otherwise only the renaming was left
-        for _, greys in grey_batches(manifest, spec, batch_size=_CACHE_BATCH, start=writer.rows):
-            writer.append({"pixels": greys})
-            if progress:
-                progress(writer.rows, total)
-    return writer.finish(manifest, facts=facts, fingerprint=fingerprint)
+        total = len(manifest)
+        writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
+        needed, free = (total - writer.rows) * spec.size**2, shutil.disk_usage(folder).free
+        if needed > 0.95 * free:
+            raise InputError(
+                f"{folder}: the pixel cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
+                "name a folder on another disk with --pixels, or go without it"
+            )
+        if writer.rows < total:  # otherwise only the renaming was left
+            for _, greys in grey_batches(manifest, spec, batch_size=_CACHE_BATCH, start=writer.rows):
+                writer.append({"pixels": greys})
+                if progress:
+                    progress(writer.rows, total)
+        return writer.finish(manifest, facts={"geometry": geometry}, fingerprint=fingerprint)
 
 
 def picture_loader(manifest: Manifest) -> Callable[[Path], Greys]:

@@ -139,7 +139,7 @@ def _predict(table: Floats, target: Ints, fold: Ints, *, classes: int, kind: str
     from sklearn.tree import DecisionTreeClassifier
 
     predicted = np.zeros(len(target), dtype=np.int64)
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = np.random.default_rng(seed)
     for held in np.unique(fold):
         rows = np.flatnonzero(fold != held)
         if len(rows) > MAX_ROWS:
@@ -165,7 +165,7 @@ def _draw(rows: Ints, target: Ints, classes: int, rng: np.random.Generator) -> I
 
 def _resamples(groups: int, seed: int) -> Singles:
     """f32[R, G]: how often each group is drawn in each resample of as many groups."""
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = np.random.default_rng(seed)
     weights = np.empty((RESAMPLES, groups), dtype=np.float32)
     for row in weights:
         row[:] = np.bincount(rng.integers(0, groups, groups), minlength=groups)

@@ -138,7 +138,7 @@ def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | N
     measured["bits_per_pixel"] = 8e-3 * measured["file_kilobytes"] / measured["megapixels"]
     small, histogram = [], []
     for first in range(0, len(manifest), _BLOCK):
-        block = np.asarray(inspection.thumbnails[first : first + _BLOCK])
+        block = np.asarray(inspection.wholes[first : first + _BLOCK])
         count, side = len(block), block.shape[1]
         cells = block.reshape(count, _SIDE, side // _SIDE, _SIDE, side // _SIDE)
         small.append(cells.mean(axis=(2, 4), dtype=np.float32).reshape(count, -1))

@@ -12,7 +12,7 @@ import numpy as np
 
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, array_on_disk, find_duplicates, thumbnail
+from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, array_on_disk, find_duplicates, squash, thumbnail
 from thoraclip.documents import LARGE, kept_json
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ImageError, InputError, MismatchError
@@ -26,10 +26,10 @@ __all__ = ["MEASURED", "Inspection", "duplicate_pairs", "file_contents", "inspec
 MEASURED: Mapping[str, str] = {"file_kilobytes": "size of the file, in thousands of bytes", **STATISTICS}
 """Name -> description of every number that is measured of a picture, in the order of the array's columns."""
 
-_RULES = 1  # number of the rules of measuring; what was measured under another number is measured again
-_ARRAYS = {"statistics": ("float32", 2), "thumbnails": ("uint8", 3)}
+_RULES = 2  # number of the rules of measuring; what was measured under another number is measured again
+_ARRAYS = {"statistics": ("float32", 2), "wholes": ("uint8", 3), "thumbnails": ("uint8", 3)}
 _INSPECTION = ArrayKind(name="inspection", arrays=_ARRAYS, schema=1, remedy="thoraclip check")
-_PAIR_RULES = 2  # the same for duplicates
+_PAIR_RULES = 3  # the same for duplicates
 _BATCH = 64
 
 
@@ -38,7 +38,8 @@ class Inspection:
     """Measurements of N images."""
 
     statistics: Singles  # f32[N, K], columns as in `MEASURED`; NaN where the image cannot be used
-    thumbnails: Greys  # u8[N, S, S]; black where the image cannot be used
+    wholes: Greys  # u8[N, S, S], with the borders; black where the image cannot be used
+    thumbnails: Greys  # the same without borders of one grey, for the search for copies
     unreadable: Mapping[int, str]  # row -> reason
 
 
@@ -49,17 +50,17 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     """
     paths, hashes, bits = manifest.paths(), manifest.column("sha256"), manifest.bits
 
-    def measure(row: int) -> tuple[Singles, Greys, str]:
-        """(f32[K], thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
+    def measure(row: int) -> tuple[Singles, Greys, Greys, str]:
+        """(f32[K], whole and thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
         try:
             data = read_indexed(paths[row], hashes[row])
             pixels = decode(data, bits=bits[row]).pixels
         except (ImageError, InputError, MismatchError) as error:
             reason = str(error).removeprefix(f"{paths[row]}: ").removeprefix("image: ")
             black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
-            return np.full(len(MEASURED), np.nan, dtype=np.float32), black, reason
-        values = {"file_kilobytes": len(data) / 1000, **describe(pixels)}
-        return np.array([values[name] for name in MEASURED], dtype=np.float32), thumbnail(pixels), ""
+            return np.full(len(MEASURED), np.nan, dtype=np.float32), black, black, reason
+        statistics = np.array([len(data) / 1000, *describe(pixels).values()], dtype=np.float32)
+        return statistics, squash(pixels), thumbnail(pixels), ""
 
     fingerprint = digest([manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES])
     if is_valid(folder, _INSPECTION, fingerprint):
@@ -69,17 +70,17 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
         writer = ArrayWriter(folder, _INSPECTION, total=total, token=digest([fingerprint, _BATCH]))
         if writer.rows < total:  # otherwise only the renaming was left
             for _, measured in in_batches(measure, total, batch_size=_BATCH, start=writer.rows):
-                statistics, thumbnails, _ = zip(*measured, strict=True)
-                writer.append({"statistics": np.stack(statistics), "thumbnails": np.stack(thumbnails)})
+                columns = list(zip(*measured, strict=True))
+                writer.append({name: np.stack(columns[i]) for i, name in enumerate(_ARRAYS)})
                 if progress:
                     progress(writer.rows, total)
         arrays = writer.finish(manifest, facts={"columns": list(MEASURED)}, fingerprint=fingerprint).arrays
     unusable = np.flatnonzero(np.isnan(arrays["statistics"]).all(axis=1)).tolist()
-    reasons = {row: measure(row)[2] for row in unusable}  # tried again
+    reasons = {row: measure(row)[-1] for row in unusable}  # tried again
     if not all(reasons.values()):  # one was mended since: everything is measured anew
         remove_file(folder / f"{_INSPECTION.name}.json")
         return inspect(manifest, folder, progress=progress)
-    return Inspection(arrays["statistics"], arrays["thumbnails"], reasons)
+    return Inspection(arrays["statistics"], arrays["wholes"], arrays["thumbnails"], reasons)
 
 
 def file_contents(*images: tuple[Manifest, Inspection]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from thoraclip.dtypes import Ints
 
-__all__ = ["ROOM", "HashIndex"]
+__all__ = ["ROOM", "HashIndex", "Hashes"]
 
 Hashes = npt.NDArray[np.uint64]
 

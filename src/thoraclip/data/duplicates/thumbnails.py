@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from thoraclip.data.appearance import without_border
+from thoraclip.data.duplicates.hamming import Hashes
 from thoraclip.dtypes import Floats, Greys, Ints, Masks, Singles
 
 __all__ = [
@@ -19,13 +21,12 @@ __all__ = [
     "confirm",
     "half_detail",
     "is_blank",
-    "mirror",
     "near_hashes",
+    "squash",
     "thumbnail",
     "variants",
 ]
 
-Hashes = npt.NDArray[np.uint64]
 Halves = npt.NDArray[np.float16]
 
 THUMBNAIL_SIDE = 96
@@ -43,7 +44,12 @@ after two steps."""
 
 
 def thumbnail(pixels: Greys) -> Greys:
-    """u8[H, W] -> u8[S, S]: the whole picture, squashed (Pillow's antialiased triangle filter)."""
+    """u8[H, W] -> u8[S, S]: the picture without a border of one grey, squashed."""
+    return squash(without_border(pixels))
+
+
+def squash(pixels: Greys) -> Greys:
+    """u8[H, W] -> u8[S, S]: the whole picture (Pillow's antialiased triangle filter)."""
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
@@ -114,17 +120,14 @@ def near_hashes(thumbnails: Greys) -> Hashes:
     return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
 
 
-def mirror(hashes: Hashes) -> Hashes:
-    """u64[..., 4]: the mirrored pictures' hashes; a cosine of odd horizontal frequency changes its sign."""
-    return hashes ^ np.packbits(_frequencies()[:, 0] % 2 == 1).view(">u8").astype(np.uint64)
-
-
 def variants(hashes: Hashes) -> Hashes:
     """u64[N, 4] -> u64[4 * N, 4]: of the pictures, then mirrored, then as negatives, then as mirrored negatives.
 
-    The number of a variant has bit `MIRRORED`, `NEGATIVE` or both. A negative turns the sign of every cosine.
+    The number of a variant has bit `MIRRORED`, `NEGATIVE` or both. A mirror turns the sign of the cosines of odd
+    horizontal frequency, a negative that of every cosine.
     """
-    both = np.concatenate([hashes, mirror(hashes)])
+    odd = np.packbits(_frequencies()[:, 0] % 2 == 1).view(">u8").astype(np.uint64)
+    both = np.concatenate([hashes, hashes ^ odd])
     return np.concatenate([both, ~both])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,6 @@ def compare_manifests(
 
 def _images_by_labels(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str | None, str | None], int]]:
     """Each pair of labels and how many images of the first manifest have it, the commonest first."""
-    images: dict[tuple[str | None, str | None], set[str]] = {}
-    for pair in pairs:
-        images.setdefault((pair["label_a"], pair["label_b"]), set()).add(pair["a"])
-    return sorted(((labels, len(a)) for labels, a in images.items()), key=lambda row: (-row[1], str(row[0])))
+    distinct = {(pair["label_a"], pair["label_b"], pair["a"]) for pair in pairs}
+    images = Counter((ours, theirs) for ours, theirs, _ in distinct)
+    return sorted(images.items(), key=lambda row: (-row[1], str(row[0])))

@@ -6,14 +6,8 @@ chest (`phantom.anatomy`, `phantom.drawing`); what is chosen before drawing is i
 
 A clean set has no shortcut: view, build, exposure, texture, devices, marker, border, rotation, sex and age are drawn
 without looking at the class. `shortcut="border", shortcut_strength=s` plants one: with probability s, for each image by
-itself, the confounder takes the value of its class, else it is drawn without looking at the class:
-
-    kind      COVID-19         Non-COVID               Normal
-    marker    "AP PORTABLE"    "R"                     "L"
-    border    "wide"           "narrow"                "none"
-    exposure  "under"          "normal"                "over"
-    device    ECG leads        central venous line     no device
-    texture   "grainy"         "standard"              "smooth"
+itself, the confounder takes the value that `attributes.PLANTED` ties to its class, else it is drawn without looking at
+the class.
 
 The same config gives the same bytes, for any number of workers: image i of seed s is drawn from
 PCG64(SeedSequence([s, i])), its patient from PCG64(SeedSequence(s, spawn_key=(1, patient))).
@@ -47,7 +41,7 @@ from thoraclip.documents import read_json
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.ranges import PhantomCount, Range, Seed, Share, Side
-from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers
+from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers, write_json, write_text
 from thoraclip.shapes import check, table, whole
 
 __all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
@@ -152,7 +146,7 @@ def plan_phantoms(config: PhantomConfig) -> list[Task]:
     Every split holds its share of every class to within one image. Patients are filled up within a split, so that none
     crosses one; file numbers are shuffled, so that they tell nothing of split or patient.
     """
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(0,))))
+    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
     tasks: list[Task] = []
     patient = 0
     for rank, label in enumerate(CLASSES):
@@ -191,9 +185,7 @@ def write_phantoms(
     root = Path(root)
     _claim_folder(root, json.loads(json.dumps(asdict(config))))
     tasks = plan_phantoms(config)
-    for folder in {(root / path).parent for task in tasks for paths in task.files().values() for path in paths} | {
-        root
-    }:
+    for folder in {(root / path).parent for task in tasks for paths in task.files().values() for path in paths}:
         remove_leftovers(folder)
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
@@ -213,9 +205,9 @@ def write_phantoms(
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(sorted(rows, key=lambda row: row["path"]))
-    _put(root / "phantoms.csv", text.getvalue().encode())
+    write_text(root / "phantoms.csv", text.getvalue())
     settings = "\n".join(f"  {name} = {value!r}" for name, value in asdict(config).items())
-    _put(root / "README.txt", _README.format(seed=config.seed, config=settings).encode())
+    write_text(root / "README.txt", _README.format(seed=config.seed, config=settings))
     return PhantomSummary(root=root, images=len(tasks), patients=len({task.patient for task in tasks}))
 
 
@@ -239,8 +231,7 @@ def _claim_folder(root: Path, config: dict[str, Any]) -> None:
     if not note.is_file():
         if root.is_dir() and not is_empty(root):
             raise InputError(f"{root}: is not empty and not a phantom folder; name a new or empty folder")
-        text = json.dumps({"schema": _SCHEMA, "synthetic": True, "config": config}, indent=2)
-        _put(note, f"{text}\n".encode())
+        write_json(note, {"schema": _SCHEMA, "synthetic": True, "config": config})
         return
     noted = read_json(note, remedy="name a new or empty folder")
     check(noted, table(config=table(), schema=whole(1)), note, remedy="name a new or empty folder")
@@ -259,9 +250,10 @@ def _draw_files(root: Path, config: PhantomConfig, tasks: list[Task]) -> list[di
     rows = []
     choices = {name: getattr(config, name) for name in ("difficulty", "shortcut", "shortcut_strength")}
     for task in tasks:
-        body = shape_body(_generator(np.random.SeedSequence(config.seed, spawn_key=(1, task.patient))))
-        rng = _generator(np.random.SeedSequence([config.seed, task.index]))
+        body = shape_body(np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(1, task.patient))))
+        rng = np.random.default_rng([config.seed, task.index])
         attributes = choose_attributes(task.label, body, rng=rng, **choices)
+        words = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(2, task.index)))
         files = task.files()
         rows.append(
             {
@@ -274,44 +266,29 @@ def _draw_files(root: Path, config: PhantomConfig, tasks: list[Task]) -> list[di
                 **{name: value for name, value in attributes.items() if name not in _UNLISTED},
                 "devices": ";".join(attributes["devices"]),
                 "shortcut_planted": str(attributes["shortcut_planted"]).lower(),
-                "caption": describe(
-                    attributes, _generator(np.random.SeedSequence(config.seed, spawn_key=(2, task.index)))
-                ),
+                "caption": describe(attributes, words),
             }
         )
         missing = {kind: [path for path in paths if not (root / path).exists()] for kind, paths in files.items()}
         if not any(missing.values()):
             continue
-        rng = _generator(np.random.SeedSequence([config.seed, task.index]))
+        rng = np.random.default_rng([config.seed, task.index])
         phantom = draw_phantom(task.label, rng=rng, body=body, size=config.size, **choices)
         layers = {"images": phantom.pixels, "lung masks": phantom.lung_mask, "infection masks": phantom.infection_mask}
         for kind, paths in missing.items():
             data = _encode(layers[kind], config.seed) if paths else b""
             for path in paths:
-                _put(root / path, data)
+                with atomic_open(root / path, is_one_of_many=True) as stream:
+                    stream.write(data)
     return rows
-
-
-def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(sequence))
 
 
 def _encode(pixels: Greys, seed: int) -> bytes:
     """PNG bytes with a notice that the image is synthetic; no time, so that equal pixels give equal bytes."""
     notice = PngInfo()
-    for name, text in (
-        ("Synthetic", "yes"),
-        ("Software", "thoraclip phantom"),
-        ("Seed", str(seed)),
-        ("Comment", _COMMENT),
-    ):
+    said = {"Synthetic": "yes", "Software": "thoraclip phantom", "Seed": str(seed), "Comment": _COMMENT}
+    for name, text in said.items():
         notice.add_text(name, text)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=notice, compress_level=3)
     return buffer.getvalue()
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with atomic_open(path, is_one_of_many=True) as stream:
-        stream.write(data)

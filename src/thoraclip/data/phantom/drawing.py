@@ -95,7 +95,7 @@ def draw_phantom(
         opacity = _ground_glass(anatomy, rng)
     elif label == "Non-COVID":
         opacity = _consolidation(anatomy, attributes, rng)
-    tree = draw_tree(body, pose, size, np.random.Generator(np.random.PCG64(body.tree_seed)))
+    tree = draw_tree(body, pose, size, np.random.default_rng(body.tree_seed))
     tissue = _parenchyma(anatomy, tree, rng)
     depth = _lesion_depth(label, anatomy, opacity, pose, body, rng)
     tissue += (1.0 - difficulty) * attributes["finding_severity"] * depth
