@@ -199,9 +199,10 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
     A name is the end of a module's name; where a tower has none of that name, its architecture's own name is tried.
 
     Raises:
-        ConfigError: a tower without any of them; the message lists the linear layers that exist.
+        ConfigError: a tower without any of them, or a name that is in no tower; the message lists the linear layers
+            that exist.
     """
-    targets: set[str] = set()
+    targets, unknown, all_kinds = set[str](), set(names), set[str]()
     for tower in ("vision", "text") if towers == "both" else (towers,):
         modules = {n: module for n, module in encoder.model.named_modules() if n.startswith(f"{tower}_model")}
         # PyTorch's attention never calls the forward of its linear layers
@@ -212,14 +213,21 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
             return [n for n in linear if re.search(rf"(^|\.)({pattern})$", n)]
 
         # "$^" ends no name
-        matched = [n for name in names for n in ending(re.escape(name)) or ending(_OTHER_NAMES.get(name, "$^"))]
-        if not matched:
-            kinds = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in linear})
+        matched = {name: ending(re.escape(name)) or ending(_OTHER_NAMES.get(name, "$^")) for name in names}
+        kinds = {re.sub(r"^.*?\.\d+\.", "", n) for n in linear}
+        if not any(matched.values()):
             raise ConfigError(
                 f"target_modules = {list(names)}: none of them is in the {tower} tower of '{encoder.name}'; its "
-                f"linear layers are: {', '.join(kinds)}"
+                f"linear layers are: {', '.join(sorted(kinds))}"
             )
-        targets.update(matched)
+        unknown -= {name for name in names if matched[name]}
+        all_kinds |= kinds
+        targets.update(*matched.values())
+    if unknown:
+        raise ConfigError(
+            f"target_modules: '{min(unknown)}' is no linear layer of '{encoder.name}'; they are: "
+            f"{', '.join(sorted(all_kinds))}"
+        )
     return sorted(targets)
 
 

@@ -47,7 +47,7 @@ def check_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) 
             f"caption_column = '{config.caption_column}': the manifest has no such column; name one of its"
         )
     for external in config.external:
-        listed_count(external, manifest.label_set(config.classes))
+        listed_count(external, manifest, manifest.label_set(config.classes))
     return manifest
 
 

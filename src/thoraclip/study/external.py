@@ -44,14 +44,21 @@ _SCHEMA = 1
 _RULES = 1
 """Number of the rules of scoring; what was scored under another number is scored again."""
 _REASONS = (IDENTICAL, NEAR, COPIES, UNREADABLE, UNMAPPED, UNLABELLED, OTHER_SPLITS)
+_NOTHING_LEFT = "no image is left to judge ({}); take images that are not in the study"
 _BATCH = 64
 """Images per forward pass."""
 
 
-def listed_count(external: External, labels: LabelSet) -> int:
-    """How many images have a class of the study, without opening one; raises ThoraclipError as `prepare_sets` does."""
+def listed_count(external: External, study: Manifest, labels: LabelSet) -> int:
+    """How many images have a class of the study and, where the hashes are known, are not in the study, without opening
+    one; raises ThoraclipError as `prepare_sets` does."""
     with _errors_named(external):
-        return len(select(external, external.list_images(), labels).images)
+        known = set(study.column("sha256")) - {None}
+        contents = select(external, external.list_images(), labels).images.column("sha256")
+        identical = sum(content in known for content in contents)
+        if identical == len(contents):
+            raise ManifestError(_NOTHING_LEFT.format(left_out_words({IDENTICAL: identical})))
+        return len(contents) - identical
 
 
 def prepare_sets(study: Study) -> list[tuple[Manifest, ExternalResult]]:
@@ -92,10 +99,8 @@ def _leave_out(
     write_json(own / "left-out.json", content)
     gone, words = {row["image_id"] for row in overlap}, left_out_words(left_out)
     if len(gone) == len(images):
-        raise ManifestError(
-            f"external '{external.name}': no image is left to judge ({words}), see {own / 'left-out.json'}; take "
-            "images that are not in the study"
-        )
+        nothing_left = _NOTHING_LEFT.format(f"{words}, see {own / 'left-out.json'}")
+        raise ManifestError(f"external '{external.name}': {nothing_left}")
     kept = images.take(np.flatnonzero([name not in gone for name in images.column("image_id")]))
     write_manifest(own / "manifest.parquet", kept)
     known = set(study.manifest.column("patient")) - {None}

@@ -260,7 +260,7 @@ class _Planner:
             row, own = Row(f"external {external.name}"), self.out / "external" / external.name
             with _errors_of(row):
                 row.done = is_finished and own.is_dir()
-                images = listed_count(external, self.manifest.label_set(config.classes))
+                images = listed_count(external, self.manifest, self.manifest.label_set(config.classes))
                 self._scoring(row, list(self._networks.values()), images)
             yield row
         audited = [method for method in methods if find_method(method.kind).keeps_classifier]
