@@ -207,9 +207,7 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     toy: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cards: list[tuple[Path, TrainedRun]] = []
-    launches: list[dict[str, Any]] = []
     monkeypatch.setattr(running, "write_model_card", lambda out, trained: cards.append((out, trained)))
-    monkeypatch.setattr(processes, "require_launch", lambda **given: launches.append(given))
     out, config = tmp_path / "run", Toy(processes=3, trackers=("t",), seed=7)
     (out / "below").mkdir(parents=True)
     others = {"validation-data.parquet", ".x.part", "below/.y.part"}
@@ -221,7 +219,6 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     ((_, context),) = toy
     assert (context.manifest, context.folder, context.cache) == (IMAGES, RunFolder(out), tmp_path / "cache")
     assert {name: getattr(context, name) for name in (*given, "log")} == given | {"log": print}
-    assert launches == [{"wanted": 3, "trackers": ("t",)}]
     assert set(files(out)) == others | {
         "config.toml", "provenance.json", "details.json", "metrics.jsonl", "predictions.parquet", "validation.parquet",
         "done.json",

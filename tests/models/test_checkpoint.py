@@ -61,10 +61,10 @@ def test_weights_that_do_not_fill_the_architecture_are_named(
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (errors.RepositoryNotFoundError, "no such model there, or a private one"),
-        (errors.GatedRepoError, "access to it must be asked for there"),
+        (errors.RepositoryNotFoundError, "no such model there, or one that needs a token"),
+        (errors.GatedRepoError, "no such model there, or one that needs a token"),
         (errors.RemoteEntryNotFoundError, "404"),
-        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set"),
+        (errors.OfflineModeIsEnabled, "which cannot be reached: 404"),
         (TimeoutError, "which cannot be reached: 404"),
     ],
 )

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import require_known
 from thoraclip.documents import read_json
 from thoraclip.errors import ManifestError, MissingExtraError, ModelError
 from thoraclip.labels import load_prompts
@@ -18,7 +17,6 @@ from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.running import require_folds
 from thoraclip.models.files import (
-    PRECISIONS,
     Checkpoint,
     locate,
     read_note,
@@ -54,7 +52,6 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     if any(manifest.parts()):
         require_folds(config.only_folds, folds)
     if hasattr(config, "model"):
-        require_known(config, precision=PRECISIONS)
         with_weights = getattr(config, "pretrained", True)
         check_model(config.model, config.geometry, with_text=method.embeds, with_weights=with_weights)
     if hasattr(config, "prompts") and getattr(config, "reads_prompts", True):
@@ -64,7 +61,9 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     adapter = getattr(config, "adapter", "")
     if adapter and "adapter" not in later:
         for fold in list(config.only_folds or folds) or [None]:
-            _check_adapter(Path(with_adapter(config, fold).adapter))
+            folder = Path(with_adapter(config, fold).adapter)
+            read_note(folder)
+            require_float_weights(folder / "adapter_model.safetensors", f"adapter '{folder}'")
     if getattr(config, "captions", "") and "captions" not in later:
         captions = read_captions(config.captions)
         if not set(captions.image_id) & set(manifest.column("image_id")):
@@ -102,11 +101,6 @@ def check_model(name: str, geometry: str, *, with_text: bool = False, with_weigh
     if not files and with_weights:
         raise checkpoint.error(f"type '{model_type}': weights cannot be loaded; a model.safetensors is needed")
     for file in files:
-        require_float_weights(file, checkpoint.error)
+        require_float_weights(file, f"model '{name}'")
     if is_local and with_text and not any((folder / file).is_file() for file in _TOKENIZERS):
         raise checkpoint.error("its tokenizer cannot be loaded; a tokenizer.json is needed")
-
-
-def _check_adapter(folder: Path) -> None:
-    read_note(folder)
-    require_float_weights(folder / "adapter_model.safetensors", lambda text: ModelError(f"adapter '{folder}': {text}"))

@@ -273,7 +273,7 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
         raise ModelError(
             f"{folder}: model.safetensors does not fit its config.json ({first_line(error)}); train it again"
         ) from error
-    require_float_weights(folder / "model.safetensors", checkpoint.error)
+    require_float_weights(folder / "model.safetensors", f"model '{folder}'")
     require_finite_weights(checkpoint, network)
     if tuple(checkpoint.config.id2label.values()) != labels.names:
         raise ModelError(f"{folder}: config.json and thoraclip.json name other classes; train it again")

@@ -110,7 +110,7 @@ def load_model(
     assert isinstance(network, nn.Module)
     folder = stored_folder(checkpoint.name)
     for file in sorted(folder.glob("*.safetensors")) if folder else ():
-        require_float_weights(file, checkpoint.error)
+        require_float_weights(file, f"model '{checkpoint.name}'")
     require_finite_weights(checkpoint, network, is_replaced)
     return network
 
@@ -171,7 +171,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
             f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "
             f"was trained on (it says: {config.get('base_model_name_or_path') or 'nothing'})"
         )
-    require_float_weights(folder / "adapter_model.safetensors", lambda text: ModelError(f"adapter '{folder}': {text}"))
+    require_float_weights(folder / "adapter_model.safetensors", f"adapter '{folder}'")
     before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
     try:
         with safe_open(regular(folder / "adapter_model.safetensors"), framework="pt") as file:

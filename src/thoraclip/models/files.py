@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 SHIPPED = ("tiny-clip",)
-PRECISIONS = ("auto", "fp32", "bf16")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"
 _WRITTEN = {
@@ -112,16 +111,10 @@ def require_on_hub(name: str, files: str) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"))
     except Exception as error:  # of the Hub client, and of the HTTP library below it
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            reason = "HF_HUB_OFFLINE is set"
-        elif isinstance(error, errors.GatedRepoError):
-            reason = "access to it must be asked for there"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            reason = "no such model there, or a private one"
-        elif isinstance(error, errors.HfHubHTTPError):
-            reason = first_line(error)
-        else:
-            reason = f"which cannot be reached: {first_line(error)}"
+        is_answer = isinstance(error, errors.HfHubHTTPError)
+        reason = f"{'' if is_answer else 'which cannot be reached: '}{first_line(error)}"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            reason = "no such model there, or one that needs a token"
         raise not_found(name, reason) from error
 
 
@@ -133,17 +126,19 @@ def not_found(name: str, reason: str) -> ModelError:
     )
 
 
-def require_float_weights(file: Path, error_of: Callable[[str], ModelError]) -> None:
-    """Raise the error that `error_of` makes where a safetensors file is not readable or a weight is of whole numbers;
-    the header alone is read."""
+def require_float_weights(file: Path, name: str) -> None:
+    """Raise ModelError, which begins with `name`, where a safetensors file is not readable or a weight is of whole
+    numbers; the header alone is read."""
     try:
         with safe_open(regular(file), framework="numpy") as weights:
             names = [name for name in weights.keys() if name.endswith(_WEIGHTS)]  # noqa: SIM118  no mapping
             whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
     except (OSError, ValueError, SafetensorError) as error:
-        raise error_of(f"{file.name} is not readable ({first_line(error)}); get it again") from error
+        raise ModelError(f"{name}: {file.name} is not readable ({first_line(error)}); get it again") from error
     if whole:
-        raise error_of(f"{file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised")
+        raise ModelError(
+            f"{name}: {file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised"
+        )
 
 
 def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:

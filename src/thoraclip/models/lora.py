@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from thoraclip.config import Settings, require_known
+from thoraclip.config import Settings
 from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
@@ -25,7 +25,7 @@ from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import holds_weights, write_about
 from thoraclip.models.network import recompute_layers
-from thoraclip.ranges import Range
+from thoraclip.ranges import OneOf, Range
 from thoraclip.runs import needing_room, whole_folder
 
 __all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
@@ -56,14 +56,13 @@ class LoraSettings(Settings):
     """Share of a LoRA layer's inputs that is dropped; a function of seed, step, sample, module and position alone."""
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "fc1", "fc2")
     """Linear layers that get LoRA, by CLIP's names; BERT's and DINOv2's are found by these too."""
-    towers: str = "both"
+    towers: Annotated[str, OneOf(("both", "vision", "text"))] = "both"
     """Which tower is tuned: both, vision or text."""
-    projections: str = "auto"
+    projections: Annotated[str, OneOf(("auto", "train", "freeze"))] = "auto"
     """Whether both projections are trained whole: train, freeze, or auto: where the towers were never aligned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, towers=("both", "vision", "text"), projections=("auto", "train", "freeze"))
         if not self.target_modules:
             raise ConfigError("target_modules = []: name one linear layer or more, for example q_proj")
 
