@@ -197,7 +197,7 @@ class _Planner:
         if row.images_encoded or row.images_trained:
             # a backward pass is two forward ones; with a gradient cache every image goes forward once more
             passes = 4 if method.trains_network and config.batch_size > config.chunk_size else 3
-            row.seconds += (passes * row.images_trained + row.images_encoded) * self._forward(row.kind, config)
+            row.seconds += (passes * row.images_trained + row.images_encoded) * self._seconds_an_image(row.kind, config)
 
     def _count_training(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> None:
         """The steps, the validations and, where no features are kept, the scoring of one part."""
@@ -251,7 +251,7 @@ class _Planner:
             with _errors_of(row):
                 if not row.done:
                     row.images_encoded, captioner = n, dataclasses.replace(config, model=config.caption_model)
-                    row.seconds = n * self._forward("captions", captioner)
+                    row.seconds = n * self._seconds_an_image("captions", captioner)
             yield row
         for external in config.external:
             row, own = Row(f"external {external.name}"), self.out / "external" / external.name
@@ -276,9 +276,9 @@ class _Planner:
         """Count a pass of some images through each classifier."""
         if not row.done:
             row.images_encoded = images * len(classifiers)
-            row.seconds = images * sum(self._forward(method.kind, method.config) for method in classifiers)
+            row.seconds = images * sum(self._seconds_an_image(method.kind, method.config) for method in classifiers)
 
-    def _forward(self, kind: str, config: Any) -> float:
+    def _seconds_an_image(self, kind: str, config: Any) -> float:
         """Seconds an image of a forward pass with decoding, by one batch through the network of a method or of
         `captions`; each different network is timed once."""
         network = "encoder" if kind != "captions" and find_method(kind).embeds else kind
