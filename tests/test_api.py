@@ -169,9 +169,10 @@ def test_damaged_weights_leave_nothing_behind(
     folder = Path(shutil.copytree(locate("tiny-clip")[0], tmp_path / "damaged"))
     weights = load_file(folder / "model.safetensors") | {"visual_projection.weight": weight}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=message):
-        thoraclip.zeroshot(manifest_file, out=tmp_path / "run", model=str(folder))
-    assert not (tmp_path / "run").exists()
+    for verb in (thoraclip.zeroshot, thoraclip.embed):
+        with pytest.raises(ModelError, match=message):
+            verb(manifest_file, out=tmp_path / "run", model=str(folder))
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", [*METHODS, "card"])

@@ -27,7 +27,6 @@ __all__ = [
     "field_help",
     "field_kinds",
     "parse_settings",
-    "require_known",
 ]
 
 
@@ -140,11 +139,3 @@ def toml_value(value: Any) -> str:
 
 def _toml_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # DEL: JSON allows it bare, TOML does not
-
-
-def require_known(config: object, **choices: Iterable[str]) -> None:
-    """Raise ConfigError for the first setting that is none of its choices."""
-    for name, known in choices.items():
-        value = getattr(config, name)
-        if value not in known:
-            raise ConfigError(f"unknown {name} '{shown(value)[1:-1]}'{did_you_mean(value, known)}")

@@ -12,7 +12,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -84,9 +84,9 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """A text of a few."""
+    """A text of a few, or a name in a registry."""
 
-    names: tuple[str, ...]
+    names: Collection[str]
 
     def __str__(self) -> str:
         return ", ".join(self.names)

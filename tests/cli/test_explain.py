@@ -74,10 +74,14 @@ def test_the_fold_that_held_a_picture_out_explains_it(
     assert sheet.format == "PNG" and sheet.height == 480 + 24, "48 pixels high, ten times as large"
 
 
-def test_an_unreadable_picture_is_refused_before_the_classifier_is_loaded(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mistakes_are_refused_before_the_classifier_is_loaded(
+    study: Path, folds: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thoraclip.methods.explaining.load_chosen", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("thoraclip.methods.predictors.FinishedRun.classifier", lambda *_, **__: pytest.fail("loaded"))
+    probe = study / "runs" / "probe"
+    for wrong, message in (({"class_name": "Norml"}, "--class: 'Norml'"), ({"method": "cam"}, "--method: unknown")):
+        with pytest.raises(ThoraclipError, match=message):
+            thoraclip.explain(probe, folds.paths()[0], out=tmp_path / "b.png", **wrong)  # type: ignore[arg-type]
     picture = tmp_path / "a.png"
     picture.write_text("no picture")
     with pytest.raises(ThoraclipError, match=r"a\.png: not a PNG"):

@@ -18,7 +18,7 @@ OWN = {
     },
     r"tomllib": {"documents.py"},
     r"np\.load\(|open_memmap\(": {"tables/arrays.py"},  # its own part files
-    r"safe_open\(|load_file\(": {"array_files.py", "models/files.py", "models/checkpoint.py", "models/backbones.py", "methods/training/checkpoint.py", "methods/checking.py"},
+    r"safe_open\(|load_file\(": {"array_files.py", "models/files.py", "models/checkpoint.py", "models/backbones.py", "methods/training/checkpoint.py"},
     r"ParquetFile\(|pq\.read|pa\.csv": {"tables/store.py"},
 }  # fmt: skip
 

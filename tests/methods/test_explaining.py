@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples
-from tests.methods.test_predictors import FOLDS, LABELS, SPLIT, drawn, study, write_run
+from tests.methods.test_predictors import FOLDS, SPLIT, drawn, study, write_run
 
 from thoraclip.errors import ConfigError, ImageError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.methods import explaining
-from thoraclip.methods.explaining import Chosen, choose_classifier, load_chosen
+from thoraclip.methods.explaining import Chosen, choose_classifier
 from thoraclip.methods.predictors import FinishedRun, read_run
 from thoraclip.methods.probe import Config
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -192,10 +192,3 @@ def test_what_cannot_be_asked_is_refused(made: Made, study: Path) -> None:
             choose_classifier(run, image, fold=7)
     with pytest.raises(ImageError, match="gone.png: cannot be read"):
         choose_classifier(run, study / "gone.png")
-
-
-def test_the_chosen_fold_is_what_is_loaded(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FinishedRun, "classifier", lambda self, fold, labels: (fold, labels))
-    run, image = made(FOLDS, 4)
-    assert load_chosen(run, image) == ((1, LABELS), choose_classifier(run, image))
-    assert load_chosen(run, image, fold=2) == ((2, LABELS), choose_classifier(run, image, fold=2))

@@ -32,7 +32,6 @@ from thoraclip.methods.running import (
     pooled_predictions,
     run_method,
 )
-from thoraclip.methods.training import processes
 from thoraclip.runs import RunFolder, digest
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions, read_validation, write_predictions
@@ -168,8 +167,6 @@ class Toy:
     words: str = "a file"
     shown: str = "x"
     only_folds: tuple[int, ...] = ()
-    processes: int = 0
-    trackers: tuple[str, ...] = ()
     seed: int = 0
 
     NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("shown",)
@@ -207,10 +204,8 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     toy: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cards: list[tuple[Path, TrainedRun]] = []
-    launches: list[dict[str, Any]] = []
     monkeypatch.setattr(running, "write_model_card", lambda out, trained: cards.append((out, trained)))
-    monkeypatch.setattr(processes, "require_launch", lambda **given: launches.append(given))
-    out, config = tmp_path / "run", Toy(processes=3, trackers=("t",), seed=7)
+    out, config = tmp_path / "run", Toy(seed=7)
     (out / "below").mkdir(parents=True)
     others = {"validation-data.parquet", ".x.part", "below/.y.part"}
     for there in ("validation-fold-1.parquet", *others):
@@ -221,7 +216,6 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     ((_, context),) = toy
     assert (context.manifest, context.folder, context.cache) == (IMAGES, RunFolder(out), tmp_path / "cache")
     assert {name: getattr(context, name) for name in (*given, "log")} == given | {"log": print}
-    assert launches == [{"wanted": 3, "trackers": ("t",)}]
     assert set(files(out)) == others | {
         "config.toml", "provenance.json", "details.json", "metrics.jsonl", "predictions.parquet", "validation.parquet",
         "done.json",
@@ -264,7 +258,7 @@ def test_where_the_manifest_lies_is_recorded_and_changes_nothing_else(toy: Ran, 
     assert read_manifest(near, where={"path": IMAGES.column("path")[0]}).file is None, "some of the rows"
 
 
-def test_what_is_neither_trained_nor_parallel_gets_no_card_and_asks_for_no_launch(
+def test_what_is_neither_trained_nor_parallel_gets_no_card_and_runs_in_one_process(
     toy: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -272,7 +266,6 @@ def test_what_is_neither_trained_nor_parallel_gets_no_card_and_asks_for_no_launc
 
     monkeypatch.setitem(METHODS, "toy", Method("toy_method", "", True))  # type: ignore[arg-type]
     monkeypatch.setattr(running, "write_model_card", refuse)
-    monkeypatch.setattr(processes, "require_launch", refuse)
     assert run_method("toy", Toy(), IMAGES, tmp_path / "run") is not None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="toy runs in one process, and 2 were started"):

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import load_file
 from tests.models.conftest import LABELS, changed
 
 from thoraclip.errors import ConfigError, ModelError
+from thoraclip.methods.checking import check_model
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
 from thoraclip.models.dual_encoder import load_dual_encoder
@@ -47,10 +51,36 @@ def test_weights_that_do_not_fill_the_architecture_are_named(
         ({f"{name}.stray": weight}, f"1 weights are not part of the architecture, first '{name}.stray'"),
         ({name: torch.zeros(9, 9)}, f"1 weights have another shape, first '{name}'"),
         ({name: infinite}, f"weight '{name}' holds NaN or infinite numbers"),
+        ({name: torch.zeros(weight.shape, dtype=torch.int8)}, f"weight '{name}' holds whole numbers"),
     ]
     for number, (change, message) in enumerate(cases):
         with pytest.raises(ModelError, match=message):
             load(str(changed(checkpoints[kind], tmp_path / str(number), change)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (errors.RepositoryNotFoundError, "no such model there, or one that needs a token"),
+        (errors.GatedRepoError, "no such model there, or one that needs a token"),
+        (errors.RemoteEntryNotFoundError, "404"),
+        (errors.OfflineModeIsEnabled, "which cannot be reached: 404"),
+        (TimeoutError, "which cannot be reached: 404"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_refused_without_a_second_question(
+    kind: type[Exception], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_: str) -> None:
+        is_http = issubclass(kind, errors.HfHubHTTPError)
+        raise kind("404", **({"response": Mock()} if is_http else {}))
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("asked again"))
+    message = rf"'nobody/none': neither .* found on the Hub \({reason}\); check the spelling"
+    for ask in (load_dual_encoder, partial(check_model, geometry="squash")):
+        with pytest.raises(ModelError, match=message):
+            ask("nobody/none")
 
 
 @pytest.mark.parametrize("kind", LOADERS)

@@ -119,7 +119,10 @@ BERT_LAYER = "text_model.encoder.layer.N"
          sorted(layers(f"{BERT_LAYER}.attention.output.dense") + layers(f"{BERT_LAYER}.attention.self.key"))),
         (DUAL, ["pooler.dense"], "text", ["text_model.pooler.dense"]),
         ("clip", ["fc2", "q_proj"], "text", sorted(clip_layers("q_proj")[2:] + clip_layers("fc2")[2:])),
-        ("clip", ["fc2", "nothing"], "vision", clip_layers("fc2")[:2]),
+        ("clip", ["fc2", "nothing"], "vision", r"target_modules: 'nothing' is no linear layer of .*clip'; they are: mlp.fc1"),
+        (DUAL, ["query", "mlp.fc1", "nothing"], "both", "target_modules: 'nothing' is no linear layer"),
+        (DUAL, ["query", "mlp.fc2", "q_proj"], "both",
+         sorted(expected_targets(DUAL, "q_proj") + layers("vision_model.encoder.layer.N.mlp.fc2"))),
         (DUAL, ["intermediate.dense"], "both", "vision tower of .*attention.k_proj, .*mlp.fc1"),
         ("clip", ["q_prj"], "both",
          r"target_modules = \['q_prj'\]: none of them is in the vision tower of '.*clip'; its linear layers are: "

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +71,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "model unknown": (ZERO + method("probe", "late", model="./nowhere"), nothing, "'late': model './nowhere': no such"),
     "model misspelt": (ZERO + method("probe", "late", model="tiny-clop"), nothing, "did you mean 'tiny-clip'"),
     "captioner's model": ('captioner = "blip"\ncaption_model = "./nowhere"\n' + ZERO, nothing, "'./nowhere': no such"),
+    "model on the Hub": (ZERO + method("probe", "late", model="nobody/none"), nothing, "(which cannot be reached: no route"),
+    "captioner on the Hub": ('captioner = "blip"\n' + ZERO, nothing, "model 'Salesforce/blip-image-captioning-base': neither"),
     **{
         f"model's {name} {'gone' if content is None else 'spoilt'}": (ZERO, spoil(name, content), message)
         for name, message in (
@@ -104,6 +107,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "external labels": (ZERO + OTHER + 'labels = { "flu" = "Normal" }\n', nothing, "no image has the label 'flu'"),
     "external class": (ZERO + OTHER + 'labels = { "Normal" = "flu" }\n', nothing, "no class of the study"),
     "external split": (ZERO + OTHER + 'split = "test"\n', nothing, "its images name no split"),
+    "external set of the study's images": (ZERO + OTHER, nothing, "'b': no image is left to judge (24 identical"),
     "manifest": (ZERO, lambda folder: (folder / "m.parquet").unlink(), "no such manifest"),
     "out is a file": (ZERO, put("out", ""), "out: cannot be written"),
     "out is below a file": (ZERO, put("file", ""), "out: cannot be written"),
@@ -114,9 +118,13 @@ CASES: dict[str, tuple[str, Change, str]] = {
 def test_what_stops_a_study_stops_its_dry_run_before_any_work(
     name: str, images: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def unreachable(url: str) -> None:
+        raise ConnectionError("no route")
+
     def forward(*_: object, **__: object) -> None:
         raise AssertionError("a network was asked")
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(DualEncoder, "image_features", forward)
     monkeypatch.setattr(DualEncoder, "text_features", forward)
     monkeypatch.chdir(tmp_path)

@@ -226,7 +226,7 @@ def explain(
             file that cannot be read or written.
     """
     from thoraclip.bundle.seal import is_bundle
-    from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
+    from thoraclip.heatmaps.picture import explain_picture, require_png, require_question, why_no_mask, write_overlay
     from thoraclip.imaging import decode
 
     require_png(Path(out))
@@ -239,17 +239,23 @@ def explain(
         if fold is not None:
             raise ConfigError(f"--fold {fold}: a bundle holds one classifier; leave --fold out")
         opened = open_bundle(run)
+        require_question(opened.labels, class_name, method)
         calibrated = opened.classify(Path(image)).scores  # as `predict`
         own, note = _unseen_by_bundle(opened.bundle, Path(image), images, seen=seen)
         options["of_set"] = opened.bundle.bits
         classifier: Predictor = opened
     else:
         calibrated = None
-        from thoraclip.methods.explaining import load_chosen
+        from thoraclip.methods.explaining import choose_classifier
         from thoraclip.methods.predictors import read_run
+        from thoraclip.tables.predictions import read_predictions
 
-        given = {"manifest": images, "fold": fold, "seen": seen}
-        classifier, chosen = load_chosen(read_run(Path(run)), Path(image), **given)
+        finished = read_run(Path(run))
+        finished.require_classifier()
+        labels = read_predictions(finished.folder / "predictions.parquet").labels
+        require_question(labels, class_name, method)
+        chosen = choose_classifier(finished, Path(image), manifest=images, fold=fold, seen=seen)
+        classifier = finished.classifier(chosen.fold, labels)
         own, note = chosen.lung_mask, chosen.note
         options |= {"bits": chosen.bits, "of_set": chosen.of_set}
     if mask is None and own is not None and (problem := why_no_mask(own, Path(image))):

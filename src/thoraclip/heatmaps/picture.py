@@ -21,6 +21,7 @@ from thoraclip.heatmaps.overlay import display_size, draw_overlay, spread
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import decode, fit, normalise
 from thoraclip.imaging.preprocessing import resize
+from thoraclip.labels import LabelSet
 from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
 
@@ -30,6 +31,7 @@ __all__ = [
     "explain_pixels",
     "overlay_png",
     "require_png",
+    "require_question",
     "why_no_mask",
     "write_overlay",
 ]
@@ -85,6 +87,14 @@ def require_png(path: Path) -> None:
         raise InputError(f"{path}: is in the way, and no sheet of thoraclip; move it, or choose another --out")
 
 
+def require_question(labels: LabelSet, class_name: str, method: str) -> None:
+    """Raise ConfigError for no such class or method; empty ones are chosen later."""
+    if method and method not in MAPS:
+        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
+    if class_name and class_name not in labels.names:
+        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, labels.names)}")
+
+
 def explain_picture(
     classifier: Predictor,
     image: Path,
@@ -94,17 +104,13 @@ def explain_picture(
     of_set: int | None = None,
     **options: Any,
 ) -> Explanation:
-    """Score a PNG, JPEG or DICOM file and map the evidence for a class; `options` as in `explain_pixels`.
+    """Score a PNG, JPEG or DICOM file and map the evidence for a class; `options` as in `explain_pixels`, checked by
+    `require_question`.
 
     `bits` and `of_set` are the depth of 16-bit samples, see `imaging.decode`. The lungs are those of a mask file of
-    this very image, or, for None, an estimate. Raises ConfigError for no such class or method, ImageError where the
-    image or the mask cannot be decoded, or the mask is of another shape or tells nothing.
+    this very image, or, for None, an estimate. Raises ImageError where the image or the mask cannot be decoded, or the
+    mask is of another shape or tells nothing.
     """
-    method, name, names = options.get("method", ""), options.get("class_name", ""), classifier.labels.names
-    if method and method not in MAPS:
-        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
-    if name and name not in names:
-        raise ConfigError(f"--class: '{name}' is not one of the classes{did_you_mean(name, names)}")
     pixels = decode(image, bits=bits, of_set=of_set).pixels
     lungs = None if mask is None else read_mask(mask, pixels.shape)
     problem = None if lungs is None else mask_problem(lungs)

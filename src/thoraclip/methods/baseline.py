@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.config import require_known
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
@@ -34,15 +33,12 @@ from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
 from thoraclip.models.heads import class_weights, log_loss, softmax
 from thoraclip.models.network import recompute_layers
-from thoraclip.ranges import Range, Weight
+from thoraclip.ranges import OneOf, Range, Weight
 from thoraclip.runs import Progress, fold_folder
 
 __all__ = ["Config", "SupervisedStep", "run", "scores_of"]
 
 _SCORING_BATCH = 64
-_TRAINED = ("all", "head")
-_NORMS = ("batch", "frozen")
-_SELECTIONS = ("macro_f1", "log_loss", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +50,23 @@ class Config(ModelConfig, TrainingSettings):
     google/vit-base-patch16-224, or a dual encoder, whose vision tower is taken."""
     pretrained: bool = True
     """Begin from the checkpoint's weights; false draws all of them anew."""
-    train: str = "all"
+    train: Annotated[str, OneOf(("all", "head"))] = "all"
     """all (end to end) or head (a linear classifier on frozen features)."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """The learning rate of each layer is this times that of the layer above it; 1 for the same in all, 0.75 suits
     ViT."""
-    batch_norm: str = "batch"
+    batch_norm: Annotated[str, OneOf(("batch", "frozen"))] = "batch"
     """Of networks that have it: batch (statistics of the batch, in one chunk and one process) or frozen (the
     checkpoint's)."""
     label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Share of every target that is spread over all classes."""
     weight_decay: Weight = 0.05
     """AdamW's, on matrices and filters; biases and norms have none."""
-    select: str = "macro_f1"
+    select: Annotated[str, OneOf(("macro_f1", "log_loss", "last"))] = "macro_f1"
     """Which weights are kept as the best: by validation macro_f1 or log_loss; or the last ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, train=_TRAINED, batch_norm=_NORMS, select=_SELECTIONS)
         if self.gradient_checkpointing and self.train == "head":
             raise ConfigError("gradient_checkpointing = true: a frozen network has no backward pass; leave it out")
 

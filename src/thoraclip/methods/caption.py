@@ -6,16 +6,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from thoraclip.config import Settings, require_known
+from thoraclip.config import Settings
 from thoraclip.data.batches import grey_batches
 from thoraclip.documents import parse_json
 from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import load_captioner
-from thoraclip.ranges import BatchSize, Geometry, Precision, Seed, Tokens
+from thoraclip.ranges import BatchSize, Geometry, OneOf, Precision, Seed, Tokens
 from thoraclip.runs import Progress, canonical_json, digest, needing_room, remove_file, require_own, write_text
 from thoraclip.tables.captions import Captions, append_label, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest
@@ -33,7 +33,7 @@ EVERYWHERE_LEAKS = (
 class CaptionConfig(Settings):
     """Who writes the captions, and how."""
 
-    captioner: str = "blip"
+    captioner: Annotated[str, OneOf(CAPTIONERS)] = "blip"
     """blip (a model looks at the picture), template (from the manifest's columns), or column (the texts of one
     column)."""
     model: str = "Salesforce/blip-image-captioning-base"
@@ -59,7 +59,6 @@ class CaptionConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, captioner=CAPTIONERS)
         owners = {setting: name for name, source in CAPTIONERS.items() for setting in source.settings}
         for field in fields(self):
             value, owner = getattr(self, field.name), owners.get(field.name, self.captioner)

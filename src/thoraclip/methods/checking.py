@@ -5,22 +5,25 @@ Files are looked at, and headers read; no image is decoded, no network loaded an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from thoraclip.config import require_known
-from thoraclip.documents import read_json, regular
-from thoraclip.errors import ManifestError, MissingExtraError, ModelError, first_line
+from thoraclip.documents import read_json
+from thoraclip.errors import ManifestError, MissingExtraError, ModelError
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.running import require_folds
-from thoraclip.models.files import PRECISIONS, Checkpoint, locate, read_note, stored_folder
+from thoraclip.models.files import (
+    Checkpoint,
+    locate,
+    read_note,
+    require_float_weights,
+    require_on_hub,
+    stored_folder,
+)
 from thoraclip.models.image_processor import read_preprocess
 from thoraclip.shapes import check, table, text
 from thoraclip.tables.captions import read_captions
@@ -49,7 +52,6 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     if any(manifest.parts()):
         require_folds(config.only_folds, folds)
     if hasattr(config, "model"):
-        require_known(config, precision=PRECISIONS)
         with_weights = getattr(config, "pretrained", True)
         check_model(config.model, config.geometry, with_text=method.embeds, with_weights=with_weights)
     if hasattr(config, "prompts") and getattr(config, "reads_prompts", True):
@@ -59,7 +61,9 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     adapter = getattr(config, "adapter", "")
     if adapter and "adapter" not in later:
         for fold in list(config.only_folds or folds) or [None]:
-            _check_adapter(Path(with_adapter(config, fold).adapter))
+            folder = Path(with_adapter(config, fold).adapter)
+            read_note(folder)
+            require_float_weights(folder / "adapter_model.safetensors", f"adapter '{folder}'")
     if getattr(config, "captions", "") and "captions" not in later:
         captions = read_captions(config.captions)
         if not set(captions.image_id) & set(manifest.column("image_id")):
@@ -77,13 +81,15 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
 
 
 def check_model(name: str, geometry: str, *, with_text: bool = False, with_weights: bool = True) -> None:
-    """Raise ModelError unless the files of a local model are there and readable; one on the Hub is fetched later, or,
-    where there is no network by choice, must be on this machine."""
+    """Raise ModelError unless the files of a local model are there and readable. Of one whose weights are on the Hub
+    alone, the small files are fetched."""
     is_local = locate(name)[1]
     folder = stored_folder(name)
     if folder is None:
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-            raise ModelError(f"model '{name}': is not on this machine, and HF_HUB_OFFLINE is set; download it first")
+        from thoraclip.models.checkpoint import find_checkpoint  # with torch
+
+        require_on_hub(name, "*.safetensors" if with_weights else "config.json")
+        read_preprocess(find_checkpoint(name), geometry=geometry)
         return
     checkpoint = Checkpoint(name, str(folder), is_local=True, config=None)
     file, remedy = folder / "config.json", "get the model again"
@@ -95,22 +101,6 @@ def check_model(name: str, geometry: str, *, with_text: bool = False, with_weigh
     if not files and with_weights:
         raise checkpoint.error(f"type '{model_type}': weights cannot be loaded; a model.safetensors is needed")
     for file in files:
-        _read_header(file, checkpoint.error)
+        require_float_weights(file, f"model '{name}'")
     if is_local and with_text and not any((folder / file).is_file() for file in _TOKENIZERS):
         raise checkpoint.error("its tokenizer cannot be loaded; a tokenizer.json is needed")
-
-
-def _check_adapter(folder: Path) -> None:
-    read_note(folder)
-    _read_header(folder / "adapter_model.safetensors", lambda text: ModelError(f"adapter '{folder}': {text}"))
-
-
-def _read_header(file: Path, error_of: Any) -> None:
-    try:
-        with safe_open(regular(file), framework="numpy") as weights:
-            names = [name for name in weights.keys() if name.endswith((".weight", ".bias"))]  # noqa: SIM118  no mapping
-            whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise error_of(f"{file.name} is not readable ({first_line(error)}); get it again") from error
-    if whole:
-        raise error_of(f"{file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised")

@@ -45,10 +45,6 @@ class CaptionTexts:
         number = {text: n for n, text in enumerate(texts)}
         return cls(texts, {row: number[caption] for row, caption in zip(rows, captions, strict=True)})
 
-    def draw(self, batch: Batch) -> Rows:
-        """i64[B]: the number of each image's text."""
-        return np.array([self.of_row[row] for row in batch.rows.tolist()], dtype=np.int64)
-
 
 @dataclass(frozen=True)
 class PromptTexts:
@@ -115,8 +111,9 @@ class ContrastiveStep:
         """(i64[U] different texts of the batch, i64[B] which of them, or of the classes, each image has)."""
         if isinstance(self.texts, PromptTexts):
             return np.arange(len(self.texts.texts)), self.targets[batch.rows]
-        numbers, inverse = np.unique(self.texts.draw(batch), return_inverse=True)
-        return numbers, inverse
+        numbers = np.array([self.texts.of_row[row] for row in batch.rows.tolist()], dtype=np.int64)
+        unique, inverse = np.unique(numbers, return_inverse=True)
+        return unique, inverse
 
     def _images_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """Rows of the batch -> unit vectors; this process's images are read and augmented once."""

@@ -6,18 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.imaging import read_bytes
 from thoraclip.methods.predictors import FinishedRun, find_manifest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import read_predictions
 
-if TYPE_CHECKING:
-    from thoraclip.models.classifiers import Classifier
-
-__all__ = ["Chosen", "choose_classifier", "load_chosen"]
+__all__ = ["Chosen", "choose_classifier"]
 
 Copies = Sequence[Mapping[str, Any]]
 """The manifest's rows of an image."""
@@ -107,15 +103,3 @@ def _use(copies: Copies, fold: int | None) -> str:
 
 def _held_out(copies: Copies, fold: int | None) -> bool:
     return any(row["split"] == "test" if fold is None else row["fold"] == fold for row in copies)
-
-
-def load_chosen(run: FinishedRun, image: Path, **options: Any) -> tuple[Classifier, Chosen]:
-    """(the classifier that `choose_classifier` names, what it said); `options` and errors as there.
-
-    Raises:
-        InputError: the run keeps no classifier.
-    """
-    run.require_classifier()
-    chosen = choose_classifier(run, image, **options)
-    labels = read_predictions(run.folder / "predictions.parquet").labels
-    return run.classifier(chosen.fold, labels), chosen

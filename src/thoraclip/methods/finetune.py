@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from thoraclip.config import require_known
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
@@ -34,7 +33,7 @@ from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.files import read_note
 from thoraclip.models.heads import class_weights
 from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora
-from thoraclip.ranges import BatchSize, Range, Weight, Weighting
+from thoraclip.ranges import BatchSize, OneOf, Range, Weight, Weighting
 from thoraclip.runs import file_sha256, fold_folder
 from thoraclip.tables.captions import append_label, read_captions
 
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
 
 __all__ = ["Config", "run"]
-
-_SELECTIONS = ("zeroshot", "probe", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     """Append the class name to the captions of the training images, as the reference study did."""
     prompts: str = "chest-xray-ensemble"
     """Prompt set that scores, and that is trained on where there are no captions."""
-    loss: str = "unicl"
+    loss: Annotated[str, OneOf(LOSSES)] = "unicl"
     """unicl, infonce, siglip (with labels), or prompt_ce (cross-entropy over class prompts)."""
     batch_size: BatchSize = 256
     """Pairs per optimizer step; the loss sees all of them."""
@@ -72,12 +69,11 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     """Upper bound of a trained logit scale (Radford et al. 2021, section 2.5)."""
     class_weight: Weighting = "none"
     """none or balanced: whether pairs of rare classes weigh more in the loss."""
-    select: str = "zeroshot"
+    select: Annotated[str, OneOf(("zeroshot", "probe", "last"))] = "zeroshot"
     """Which adapter is kept as the best: by validation macro F1 of zeroshot or of a probe; or the last one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, loss=LOSSES, select=_SELECTIONS)
         if self.append_label and not self.captions:
             raise ConfigError("append_label = true needs captions = FILE; class prompts name the class already")
         if self.captions and LOSSES[self.loss].on_prompts:

@@ -131,8 +131,7 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _on_prompts(pairs: Pairs) -> Tensor:
-    if pairs.classes is None:
-        raise ValueError("a loss on prompts needs the class of each prompt")
+    assert pairs.classes is not None, "the step gives the class of each prompt"
     return prompt_cross_entropy(pairs.image, pairs.text, pairs.scale, pairs.target, pairs.classes, weight=pairs.weight)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import require_known
 from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
@@ -42,7 +41,7 @@ from thoraclip.models.heads import (
     write_head,
 )
 from thoraclip.posthoc.ood import MIN_ROWS, fit_ood, write_ood
-from thoraclip.ranges import BatchSize, Fraction, Range, Seed, Weighting
+from thoraclip.ranges import BatchSize, Fraction, OneOf, Range, Seed, Weighting
 from thoraclip.runs import fold_file, remove_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.threads import cores, in_order
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
 _HEAD = "head.safetensors"
-_FEATURES = ("pooled", "projected")
 Features = npt.NDArray[np.float32]
 
 
@@ -61,9 +59,9 @@ Features = npt.NDArray[np.float32]
 class Config(EncoderConfig):
     """What one probe needs."""
 
-    features: str = "pooled"
+    features: Annotated[str, OneOf(("pooled", "projected"))] = "pooled"
     """pooled (the vision tower's output before projection) or projected (the space shared with text)."""
-    solver: str = "lbfgs"
+    solver: Annotated[str, OneOf(SOLVERS)] = "lbfgs"
     """lbfgs (penalised logistic regression on standardised features), adamw (the reference study's softmax layer) or
     lp++ (text-informed: class prompts and features together; needs features = "projected")."""
     prompts: str = "chest-xray-ensemble"
@@ -94,7 +92,6 @@ class Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, features=_FEATURES, solver=SOLVERS)
         if self.l2_min > self.l2_max:
             raise ConfigError(f"l2_min = {self.l2_min}: exceeds l2_max = {self.l2_max}; lower it, or raise l2_max")
         if self.reads_prompts and self.features != "projected":

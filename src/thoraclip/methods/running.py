@@ -235,10 +235,6 @@ def run_method(
     if is_main_process():
         end_sets(out)
     if not folder.is_done(fingerprint):
-        if method.trains_network:
-            from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
-
-            require_launch(wanted=config.processes, trackers=config.trackers)
         is_new = not out.exists()
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts | _manifest_file(manifest, out))

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from thoraclip.config import Settings
 from thoraclip.data.check.inspection import MEASURED, inspect
-from thoraclip.errors import ConfigError, ImageError, did_you_mean
+from thoraclip.errors import ConfigError, ImageError
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
-from thoraclip.ranges import FoldNumber, Fraction, Range, Seed, Weight, Weighting
+from thoraclip.ranges import FoldNumber, Fraction, OneOf, Range, Seed, Weight, Weighting
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
@@ -48,7 +48,7 @@ _BLOCK = 256
 class Config(Settings):
     """What one run on trivial features needs."""
 
-    features: tuple[str, ...] = tuple(GROUPS)
+    features: tuple[Annotated[str, OneOf(GROUPS)], ...] = tuple(GROUPS)
     """Groups of features: thumbnail, histogram, appearance, file; see docs/methods.md."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
@@ -75,9 +75,6 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.features:
-            if name not in GROUPS:
-                raise ConfigError(f"unknown features '{name}'{did_you_mean(name, GROUPS)}")
         if not self.features:
             raise ConfigError(f"features = []: one or more of {', '.join(GROUPS)} are needed")
 

@@ -28,7 +28,7 @@ from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
 from thoraclip.labels import LabelSet
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
-from thoraclip.models.files import Checkpoint, holds_weights, read_about, write_about
+from thoraclip.models.files import Checkpoint, holds_weights, read_about, require_float_weights, write_about
 from thoraclip.models.image_processor import preprocessor_json, read_preprocess
 from thoraclip.models.network import Network, network_settings
 from thoraclip.runs import atomic_open, whole_folder, write_json
@@ -273,6 +273,7 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
         raise ModelError(
             f"{folder}: model.safetensors does not fit its config.json ({first_line(error)}); train it again"
         ) from error
+    require_float_weights(folder / "model.safetensors", f"model '{folder}'")
     require_finite_weights(checkpoint, network)
     if tuple(checkpoint.config.id2label.values()) != labels.names:
         raise ModelError(f"{folder}: config.json and thoraclip.json name other classes; train it again")

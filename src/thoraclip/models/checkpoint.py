@@ -17,7 +17,16 @@ from torch import nn
 
 from thoraclip.documents import read_json, regular
 from thoraclip.errors import MismatchError, ModelError, first_line
-from thoraclip.models.files import SHIPPED, Checkpoint, fingerprint, locate, read_note
+from thoraclip.models.files import (
+    Checkpoint,
+    fingerprint,
+    locate,
+    not_found,
+    read_note,
+    require_float_weights,
+    require_on_hub,
+    stored_folder,
+)
 from thoraclip.shapes import check, table
 
 __all__ = [
@@ -43,6 +52,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     if is_local:  # before a library reads it without limits
         path = Path(location) / "config.json"
         check(read_json(path, error=ModelError, remedy="get the model again"), table(), path, error=ModelError)
+    else:
+        require_on_hub(location, "config.json")  # Transformers would ask many times
     try:
         config = _read(AutoConfig, location, is_local)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
@@ -50,10 +61,7 @@ def find_checkpoint(name: str) -> Checkpoint:
             raise ModelError(
                 f"model '{name}': {location} holds no readable config.json ({first_line(error)})"
             ) from error
-        raise ModelError(
-            f"model '{name}': neither a local folder, a shipped model ({', '.join(SHIPPED)}), nor found on the Hub "
-            f"({first_line(error)}); check the spelling, or download it and give the folder"
-        ) from error
+        raise not_found(name, first_line(error)) from error
     return Checkpoint(name, location, is_local, config)
 
 
@@ -68,7 +76,8 @@ def load_model(
         is_replaced: by name, weights that are made anew afterwards and not checked.
 
     Raises:
-        ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite.
+        ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite or of whole
+            numbers.
     """
     from transformers import AutoModel
 
@@ -99,6 +108,9 @@ def load_model(
                 f"{len(wrong)} weights {what}, first '{wrong[0]}'; the checkpoint is incomplete or of another type"
             )
     assert isinstance(network, nn.Module)
+    folder = stored_folder(checkpoint.name)
+    for file in sorted(folder.glob("*.safetensors")) if folder else ():
+        require_float_weights(file, f"model '{checkpoint.name}'")
     require_finite_weights(checkpoint, network, is_replaced)
     return network
 
@@ -159,6 +171,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
             f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "
             f"was trained on (it says: {config.get('base_model_name_or_path') or 'nothing'})"
         )
+    require_float_weights(folder / "adapter_model.safetensors", f"adapter '{folder}'")
     before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
     try:
         with safe_open(regular(folder / "adapter_model.safetensors"), framework="pt") as file:

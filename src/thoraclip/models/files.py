@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from thoraclip.documents import read_json, regular
-from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, did_you_mean
+from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, did_you_mean, first_line
 from thoraclip.runs import write_json
 from thoraclip.shapes import Check, check, number, table, text, whole
 
@@ -30,13 +30,14 @@ __all__ = [
     "read_about",
     "read_note",
     "require_adapter",
+    "require_float_weights",
+    "require_on_hub",
     "stored_fingerprint",
     "stored_folder",
     "write_about",
 ]
 
 SHIPPED = ("tiny-clip",)
-PRECISIONS = ("auto", "fp32", "bf16")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"
 _WRITTEN = {
@@ -45,6 +46,8 @@ _WRITTEN = {
 }  # fmt: skip
 """All that lies in a folder of weights."""
 _SCHEMA = 1
+_WEIGHTS = ("weight", "bias", "scale", "token", "embedding", "embeddings")
+"""Ends of the names of weights; buffers of whole numbers, such as position_ids, have others."""
 T = TypeVar("T")
 
 
@@ -91,6 +94,51 @@ def stored_folder(model: str) -> Path | None:
 
     file = try_to_load_from_cache(location, "model.safetensors")
     return Path(file).parent if isinstance(file, str) else None
+
+
+def require_on_hub(name: str, files: str) -> None:
+    """Raise ModelError where the Hub, asked once, does not have a model of which no such files are on this machine.
+
+    Args:
+        name: the Hub id.
+        files: pattern of the names, of any revision, such as `*.safetensors`.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    if isinstance(config, str) and any(Path(config).parents[1].glob(f"*/{files}")):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except Exception as error:  # of the Hub client, and of the HTTP library below it
+        is_answer = isinstance(error, errors.HfHubHTTPError)
+        reason = f"{'' if is_answer else 'which cannot be reached: '}{first_line(error)}"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            reason = "no such model there, or one that needs a token"
+        raise not_found(name, reason) from error
+
+
+def not_found(name: str, reason: str) -> ModelError:
+    """The error of a model that is nowhere; `reason` is what the Hub says."""
+    return ModelError(
+        f"model '{name}': neither a local folder, a shipped model ({', '.join(SHIPPED)}), nor found on the Hub "
+        f"({reason}); check the spelling, or download it and give the folder"
+    )
+
+
+def require_float_weights(file: Path, name: str) -> None:
+    """Raise ModelError, which begins with `name`, where a safetensors file is not readable or a weight is of whole
+    numbers; the header alone is read."""
+    try:
+        with safe_open(regular(file), framework="numpy") as weights:
+            names = [name for name in weights.keys() if name.endswith(_WEIGHTS)]  # noqa: SIM118  no mapping
+            whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{name}: {file.name} is not readable ({first_line(error)}); get it again") from error
+    if whole:
+        raise ModelError(
+            f"{name}: {file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised"
+        )
 
 
 def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from thoraclip.config import Settings, require_known
+from thoraclip.config import Settings
 from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
@@ -25,7 +25,7 @@ from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import holds_weights, write_about
 from thoraclip.models.network import recompute_layers
-from thoraclip.ranges import Range
+from thoraclip.ranges import OneOf, Range
 from thoraclip.runs import needing_room, whole_folder
 
 __all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
@@ -56,14 +56,13 @@ class LoraSettings(Settings):
     """Share of a LoRA layer's inputs that is dropped; a function of seed, step, sample, module and position alone."""
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "fc1", "fc2")
     """Linear layers that get LoRA, by CLIP's names; BERT's and DINOv2's are found by these too."""
-    towers: str = "both"
+    towers: Annotated[str, OneOf(("both", "vision", "text"))] = "both"
     """Which tower is tuned: both, vision or text."""
-    projections: str = "auto"
+    projections: Annotated[str, OneOf(("auto", "train", "freeze"))] = "auto"
     """Whether both projections are trained whole: train, freeze, or auto: where the towers were never aligned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, towers=("both", "vision", "text"), projections=("auto", "train", "freeze"))
         if not self.target_modules:
             raise ConfigError("target_modules = []: name one linear layer or more, for example q_proj")
 
@@ -199,9 +198,10 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
     A name is the end of a module's name; where a tower has none of that name, its architecture's own name is tried.
 
     Raises:
-        ConfigError: a tower without any of them; the message lists the linear layers that exist.
+        ConfigError: a tower without any of them, or a name that is in no tower; the message lists the linear layers
+            that exist.
     """
-    targets: set[str] = set()
+    targets, unknown, all_kinds = set[str](), set(names), set[str]()
     for tower in ("vision", "text") if towers == "both" else (towers,):
         modules = {n: module for n, module in encoder.model.named_modules() if n.startswith(f"{tower}_model")}
         # PyTorch's attention never calls the forward of its linear layers
@@ -212,14 +212,21 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
             return [n for n in linear if re.search(rf"(^|\.)({pattern})$", n)]
 
         # "$^" ends no name
-        matched = [n for name in names for n in ending(re.escape(name)) or ending(_OTHER_NAMES.get(name, "$^"))]
-        if not matched:
-            kinds = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in linear})
+        matched = {name: ending(re.escape(name)) or ending(_OTHER_NAMES.get(name, "$^")) for name in names}
+        kinds = {re.sub(r"^.*?\.\d+\.", "", n) for n in linear}
+        if not any(matched.values()):
             raise ConfigError(
                 f"target_modules = {list(names)}: none of them is in the {tower} tower of '{encoder.name}'; its "
-                f"linear layers are: {', '.join(kinds)}"
+                f"linear layers are: {', '.join(sorted(kinds))}"
             )
-        targets.update(matched)
+        unknown -= {name for name in names if matched[name]}
+        all_kinds |= kinds
+        targets.update(*matched.values())
+    if unknown:
+        raise ConfigError(
+            f"target_modules: '{min(unknown)}' is no linear layer of '{encoder.name}'; they are: "
+            f"{', '.join(sorted(all_kinds))}"
+        )
     return sorted(targets)
 
 

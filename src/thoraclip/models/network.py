@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.errors import ConfigError
 from thoraclip.imaging import Preprocess
-from thoraclip.models.files import PRECISIONS, Checkpoint
+from thoraclip.models.files import Checkpoint
+from thoraclip.ranges import Precision, conform
 
 __all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision"]
 
@@ -57,8 +58,7 @@ def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` -> `bf16` where the device has bf16 arithmetic, else `fp32`; raises ConfigError for an unknown name."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
+    conform("precision", precision, Precision)
     if precision != "auto":
         return precision
     if device.type == "cuda":

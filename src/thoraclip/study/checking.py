@@ -6,15 +6,14 @@ Files are looked at, and headers read; no image is decoded, no network loaded an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, MissingExtraError, ThoraclipError
+from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.checking import check_method, check_model
 from thoraclip.methods.running import require_folds
-from thoraclip.study.external import listed_count
+from thoraclip.study.external import errors_named, listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest, read_manifest
 
@@ -37,29 +36,18 @@ def check_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) 
         raise ManifestError("manifest: no labelled image; a study needs labels to judge by")
     _check_split(config, manifest)
     for method in methods:
-        with _named(f"method '{method.name}'"):
+        with errors_named(f"method '{method.name}'"):
             check_method(method.kind, method.config, manifest, later=_made_later(method, out))
     if config.captioner and CAPTIONERS[config.captioner].reads_images:
-        with _named(f"captioner '{config.captioner}'"):
+        with errors_named(f"captioner '{config.captioner}'"):
             check_model(config.caption_model, config.geometry)
     if config.captioner == "column" and config.caption_column not in manifest.table.column_names:
         raise ConfigError(
             f"caption_column = '{config.caption_column}': the manifest has no such column; name one of its"
         )
     for external in config.external:
-        listed_count(external, manifest.label_set(config.classes))
+        listed_count(external, manifest, manifest.label_set(config.classes))
     return manifest
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Errors begin with what they are of."""
-    try:
-        yield
-    except MissingExtraError:
-        raise
-    except ThoraclipError as error:
-        raise type(error)(f"{what}: {error}") from error
 
 
 def _check_out(config: StudyConfig, out: Path) -> None:

@@ -20,7 +20,15 @@ import numpy.typing as npt
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.overlap import COPIES, IDENTICAL, NEAR, UNREADABLE, find_overlap
 from thoraclip.documents import kept_json
-from thoraclip.errors import ConfigError, InputError, ManifestError, ThoraclipError, did_you_mean, first_line
+from thoraclip.errors import (
+    ConfigError,
+    InputError,
+    ManifestError,
+    MissingExtraError,
+    ThoraclipError,
+    did_you_mean,
+    first_line,
+)
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.external_reading import left_out_words
 from thoraclip.evaluation.results import MethodResult
@@ -36,7 +44,7 @@ from thoraclip.study.settings import Study
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["Selection", "listed_count", "prepare_sets", "score_set", "select"]
+__all__ = ["Selection", "errors_named", "listed_count", "prepare_sets", "score_set", "select"]
 
 UNMAPPED, UNLABELLED, OTHER_SPLITS = "label not in the mapping", "unlabelled", "other splits"
 
@@ -44,14 +52,21 @@ _SCHEMA = 1
 _RULES = 1
 """Number of the rules of scoring; what was scored under another number is scored again."""
 _REASONS = (IDENTICAL, NEAR, COPIES, UNREADABLE, UNMAPPED, UNLABELLED, OTHER_SPLITS)
+_NOTHING_LEFT = "no image is left to judge ({}); take images that are not in the study"
 _BATCH = 64
 """Images per forward pass."""
 
 
-def listed_count(external: External, labels: LabelSet) -> int:
-    """How many images have a class of the study, without opening one; raises ThoraclipError as `prepare_sets` does."""
-    with _errors_named(external):
-        return len(select(external, external.list_images(), labels).images)
+def listed_count(external: External, study: Manifest, labels: LabelSet) -> int:
+    """How many images have a class of the study and, where the hashes are known, are not in the study, without opening
+    one; raises ThoraclipError as `prepare_sets` does."""
+    with errors_named(f"external '{external.name}'"):
+        known = set(study.column("sha256")) - {None}
+        contents = select(external, external.list_images(), labels).images.column("sha256")
+        identical = sum(content in known for content in contents)
+        if identical == len(contents):
+            raise ManifestError(_NOTHING_LEFT.format(left_out_words({IDENTICAL: identical})))
+        return len(contents) - identical
 
 
 def prepare_sets(study: Study) -> list[tuple[Manifest, ExternalResult]]:
@@ -66,7 +81,7 @@ def prepare_sets(study: Study) -> list[tuple[Manifest, ExternalResult]]:
     """
     labels, read = study.manifest.label_set(study.config.classes), []
     for external in study.config.external:
-        with _errors_named(external):
+        with errors_named(f"external '{external.name}'"):
             images, set_aside = external.read(study.out / "external" / external.name, study.progress)
             read.append((external, select(external, images, labels), set_aside))
     return [_leave_out(study, *each) for each in read]
@@ -92,10 +107,8 @@ def _leave_out(
     write_json(own / "left-out.json", content)
     gone, words = {row["image_id"] for row in overlap}, left_out_words(left_out)
     if len(gone) == len(images):
-        raise ManifestError(
-            f"external '{external.name}': no image is left to judge ({words}), see {own / 'left-out.json'}; take "
-            "images that are not in the study"
-        )
+        nothing_left = _NOTHING_LEFT.format(f"{words}, see {own / 'left-out.json'}")
+        raise ManifestError(f"external '{external.name}': {nothing_left}")
     kept = images.take(np.flatnonzero([name not in gone for name in images.column("image_id")]))
     write_manifest(own / "manifest.parquet", kept)
     known = set(study.manifest.column("patient")) - {None}
@@ -113,12 +126,14 @@ def _leave_out(
 
 
 @contextlib.contextmanager
-def _errors_named(external: External) -> Iterator[None]:
-    """Errors begin with the set's name."""
+def errors_named(what: str) -> Iterator[None]:
+    """Errors begin with what they are of."""
     try:
         yield
+    except MissingExtraError:
+        raise
     except ThoraclipError as error:
-        raise type(error)(f"external '{external.name}': {error}") from error
+        raise type(error)(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True)

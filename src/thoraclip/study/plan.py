@@ -57,9 +57,6 @@ _RUN_SECONDS = 2.0
 _RESAMPLE_SECONDS = 6e-8
 """For each image in each resample of the report; on a core of 2.5 GHz."""
 
-_Loaded = tuple[Preprocess, Callable[[Any], object]]
-"""How a network's images are made, and its forward pass."""
-
 
 @dataclass
 class Row:
@@ -200,7 +197,7 @@ class _Planner:
         if row.images_encoded or row.images_trained:
             # a backward pass is two forward ones; with a gradient cache every image goes forward once more
             passes = 4 if method.trains_network and config.batch_size > config.chunk_size else 3
-            row.seconds += (passes * row.images_trained + row.images_encoded) * self._forward(row.kind, config)
+            row.seconds += (passes * row.images_trained + row.images_encoded) * self._seconds_an_image(row.kind, config)
 
     def _count_training(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> None:
         """The steps, the validations and, where no features are kept, the scoring of one part."""
@@ -254,13 +251,13 @@ class _Planner:
             with _errors_of(row):
                 if not row.done:
                     row.images_encoded, captioner = n, dataclasses.replace(config, model=config.caption_model)
-                    row.seconds = n * self._seconds_an_image(_load_captioner, captioner)
+                    row.seconds = n * self._seconds_an_image("captions", captioner)
             yield row
         for external in config.external:
             row, own = Row(f"external {external.name}"), self.out / "external" / external.name
             with _errors_of(row):
                 row.done = is_finished and own.is_dir()
-                images = listed_count(external, self.manifest.label_set(config.classes))
+                images = listed_count(external, self.manifest, self.manifest.label_set(config.classes))
                 self._scoring(row, list(self._networks.values()), images)
             yield row
         audited = [method for method in methods if find_method(method.kind).keeps_classifier]
@@ -279,18 +276,16 @@ class _Planner:
         """Count a pass of some images through each classifier."""
         if not row.done:
             row.images_encoded = images * len(classifiers)
-            row.seconds = images * sum(self._forward(method.kind, method.config) for method in classifiers)
+            row.seconds = images * sum(self._seconds_an_image(method.kind, method.config) for method in classifiers)
 
-    def _forward(self, kind: str, config: Any) -> float:
-        return self._seconds_an_image(_load_encoder if find_method(kind).embeds else _load_classifier, config)
-
-    def _seconds_an_image(self, load: Callable[[Any, LabelSet], _Loaded], config: Any) -> float:
-        """Of a forward pass with decoding, by one batch through what `load` gives; each different network is timed
-        once."""
-        key = (load, config.model, config.geometry, config.precision)
+    def _seconds_an_image(self, kind: str, config: Any) -> float:
+        """Seconds an image of a forward pass with decoding, by one batch through the network of a method or of
+        `captions`; each different network is timed once."""
+        network = "encoder" if kind != "captions" and find_method(kind).embeds else kind
+        key = (network, config.model, config.geometry, config.precision)
         if key not in self._seconds:
             self._announce(f"timing {config.model}")
-            spec, work = load(config, self.manifest.label_set(config.classes))
+            spec, work = _load(network, config, self.manifest.label_set(config.classes))
             read = decoded(self._sample.root, self._sample.table, spec)
             work(read(range(1)))  # the first call of a network takes longer
             began = time.perf_counter()
@@ -306,19 +301,17 @@ class _Planner:
             return (time.perf_counter() - began) / len(self._sample)
 
 
-def _load_encoder(config: Any, _: LabelSet) -> _Loaded:
-    encoder = load_encoder(_encoder(config))
-    return encoder.preprocess, encoder.encode_greys
-
-
-def _load_classifier(config: Any, labels: LabelSet) -> _Loaded:
-    classifier = load_backbone(config.model, labels, geometry=config.geometry, precision=config.precision)
+def _load(network: str, config: Any, labels: LabelSet) -> tuple[Preprocess, Callable[[Any], object]]:
+    """How a network's images are made, and its forward pass."""
+    if network == "encoder":
+        encoder = load_encoder(_encoder(config))
+        return encoder.preprocess, encoder.encode_greys
+    given: dict[str, Any] = {"geometry": config.geometry, "precision": config.precision}
+    if network == "captions":
+        captioner = load_captioner(config.model, **given)
+        return captioner.preprocess, captioner.caption
+    classifier = load_backbone(config.model, labels, **given)
     return classifier.preprocess, classifier.look
-
-
-def _load_captioner(config: Any, _: LabelSet) -> _Loaded:
-    captioner = load_captioner(config.model, geometry=config.geometry, precision=config.precision)
-    return captioner.preprocess, captioner.caption
 
 
 def _encoder(config: Any, adapter: Path | None = None) -> EncoderConfig:

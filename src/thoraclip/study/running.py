@@ -177,11 +177,9 @@ def _write_captions(study: Study) -> None:
 
 def _torn_pictures(manifest: Manifest) -> int:
     """How many pictures stand, byte for byte, in two parts of the split: what is measured on them is too good."""
-    parts: dict[str, set[str]] = {}
-    for sha256, part in zip(manifest.column("sha256"), manifest.parts(), strict=True):
-        if sha256 is not None and part is not None:
-            parts.setdefault(sha256, set()).add(part)
-    return sum(len(found) > 1 for found in parts.values())
+    places = set(zip(manifest.column("sha256"), manifest.parts(), strict=True))
+    parts = Counter(sha256 for sha256, part in places if sha256 is not None and part is not None)
+    return sum(count > 1 for count in parts.values())
 
 
 def _run_entry(study: Study, method: MethodEntry) -> MethodResult:

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from thoraclip.config import build_config, config_toml, require_known, toml_value
+from thoraclip.config import build_config, config_toml, toml_value
 from thoraclip.data.layouts import COLUMN_SETTINGS
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.documents import read_toml
@@ -25,10 +25,12 @@ from thoraclip.ranges import (
     FoldNumber,
     Geometry,
     ImageCount,
+    OneOf,
     Precision,
     Resamples,
     Seeds,
     Weighting,
+    conform,
 )
 from thoraclip.runs import Progress
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
@@ -60,13 +62,13 @@ _PATHS = (
     "manifest",
     "folder",
     "csv",
+    "audit_masks",
     "model",
     "caption_model",
     "adapter",
     "captions",
     "embeddings",
     "prompts",
-    "audit_masks",
 )
 _OTHER_SOURCE = {"manifest": ("folder", "layout", "csv", *COLUMN_SETTINGS), "folder": ("manifest",)}
 """Setting that says where the images are -> those of the study file that it replaces."""
@@ -123,7 +125,7 @@ class StudyConfig(ImageSource):
     """CLASS=SHARE, such as COVID-19=0.05: how common a class is elsewhere, for predictive values there."""
     thumbnails: bool = True
     """Whether report.html shows misclassified images."""
-    audit: str = "best"
+    audit: Annotated[str, OneOf(("best", "all", "none"))] = "best"
     """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
     classifier), all or none."""
     audit_images: ImageCount = 500
@@ -143,13 +145,12 @@ class StudyConfig(ImageSource):
         if not self.seeds:
             raise ConfigError("seeds = []: one whole number or more is needed")
         if self.captioner:
-            require_known(self, captioner=CAPTIONERS)
+            conform("captioner", self.captioner, Annotated[str, OneOf(CAPTIONERS)])
         if self.captioner and self.captions:
             raise ConfigError(
                 f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to "
                 "write; leave one of them out"
             )
-        require_known(self, audit=("best", "all", "none"))
         require_mask_source(self.audit_masks, "audit_masks")
         read_prevalence(self.prevalence)
 

@@ -35,7 +35,6 @@ __all__ = ["FoldTraining", "train_folds"]
 
 _WEIGHTS, _FILES = ("adapter", "last", "model"), ("metrics.jsonl", "training.svg", "training.safetensors")
 """What a training leaves in its folder."""
-"""Folders of weights in the folder of a training."""
 C = TypeVar("C", bound=TrainingSettings)
 
 

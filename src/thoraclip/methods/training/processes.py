@@ -153,17 +153,16 @@ class ProcessGroup:
 
     def any(self, flag: bool) -> bool:
         """True in all where it is true in one."""
-        return flag if self.count == 1 else self._sum(float(flag)) > 0
+        return self.total(float(flag)) > 0
 
     def first(self, value: float) -> float:
         """The first process's value, in all: what they decide by must be the same number everywhere."""
-        return value if self.count == 1 else self._sum(value if self.is_main else 0.0)
+        return self.total(value if self.is_main else 0.0)
 
     def total(self, value: float) -> float:
         """The sum over the processes, in all."""
-        return value if self.count == 1 else self._sum(value)
-
-    def _sum(self, value: float) -> float:
+        if self.count == 1:
+            return value
         local = torch.tensor(value, dtype=torch.float64, device=self.device)
         with _others_alive():
             return float(self._accelerator.reduce(local, reduction="sum").item())

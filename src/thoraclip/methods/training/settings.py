@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from thoraclip.config import Settings, require_known
+from thoraclip.config import Settings
 from thoraclip.errors import ConfigError
 from thoraclip.methods.training.processes import require_trackers
 from thoraclip.models.augment import AUGMENTATIONS
-from thoraclip.ranges import BatchSize, Count, Fraction, Range, Seed, Weight, Weighting
+from thoraclip.ranges import BatchSize, Count, Fraction, OneOf, Range, Seed, Weight, Weighting
 
 __all__ = ["TrainingSettings"]
-
-_SAMPLINGS = ("shuffle", "balanced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +36,9 @@ class TrainingSettings(Settings):
     """Gradients are clipped to this norm; 0 does not clip."""
     class_weight: Weighting = "none"
     """none or balanced: whether images of rare classes weigh more in the loss."""
-    sampling: str = "shuffle"
+    sampling: Annotated[str, OneOf(("shuffle", "balanced"))] = "shuffle"
     """shuffle (every image once an epoch) or balanced (as many of each class)."""
-    augmentation: str = "standard"
+    augmentation: Annotated[str, OneOf(AUGMENTATIONS)] = "standard"
     """How training images are turned, moved, zoomed and changed in grey: standard, light or none; never flipped."""
     val_fraction: Fraction = 0.1
     """Share of the training images held out by patient where the manifest names no validation split."""
@@ -64,7 +62,6 @@ class TrainingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, augmentation=AUGMENTATIONS, sampling=_SAMPLINGS)
         if self.patience and getattr(self, "select", "") == "last":
             raise ConfigError(
                 f"patience = {self.patience}: with select = last no validation is the better one; set it to 0"
