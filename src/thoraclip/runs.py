@@ -194,8 +194,11 @@ class RunFolder:
         return bool(kept_json(self.file("done.json")).get("fingerprint") == fingerprint)
 
     def start(self, config_toml: str, provenance: Mapping[str, object]) -> None:
-        """Create the folder and write what is known before the work; an earlier end mark is taken away."""
+        """Create the folder and write what is known before the work; an earlier end mark is taken away, and what a kill
+        left of weights, which may be whole and not written again."""
         remove_file(self.file("done.json"))
+        for folder in (self.path, *self.path.glob("fold-*")):
+            remove_leftovers(folder)
         with written_together(self.path, "run"):
             write_json(self.file("provenance.json"), dict(provenance))
             write_text(self.file("config.toml"), config_toml)

@@ -99,7 +99,8 @@ def atomic_open(path: Path, mode: str = "wb", *, is_one_of_many: bool = False) -
                 waiting[target].unlink(missing_ok=True)
             waiting[target] = temporary
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # also where there is no such folder
+            temporary.unlink()
         raise
 
 
