@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoraclip.disk import NO_ROOM, make_folder, needing_room, take_room
+from thoraclip.disk import make_folder, needing_room, take_room
 from thoraclip.documents import kept_json
 from thoraclip.errors import ThoraclipError, first_line
 from thoraclip.locks import is_empty, is_main_process, locked, process_count, writes
@@ -32,7 +32,6 @@ from thoraclip.writing import (
 )
 
 __all__ = [
-    "NO_ROOM",
     "Progress",
     "RunFolder",
     "atomic_open",
