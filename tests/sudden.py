@@ -11,15 +11,15 @@ CALLS = ("open", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "fdop
 """Functions of `os` before each of which a process may be killed."""
 
 
-def kill_before(number: int) -> list[int]:
-    """From now on kill this process just before the `number`-th of these calls, counted from 1; how many are left."""
+def kill_before(number: int, end: int = signal.SIGKILL) -> list[int]:
+    """From now on send this process a signal just before the `number`-th of these calls, counted from 1; how many are left."""
     left = [number]
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
             left[0] -= 1
             if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), end)
             return call(*arguments, **named)
 
         return run

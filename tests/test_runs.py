@@ -23,6 +23,7 @@ from thoraclip.runs import (
     file_sha256,
     fold_file,
     folder_digest,
+    locked,
     provenance,
     write_json,
     write_text,
@@ -140,6 +141,16 @@ def test_a_run_is_done_only_with_its_own_fingerprint(tmp_path: Path) -> None:
 def test_a_damaged_end_mark_is_no_end_mark(tmp_path: Path, content: str) -> None:
     (tmp_path / "done.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     assert not RunFolder(tmp_path).is_done("f1")
+
+
+def test_a_start_removes_what_a_kill_left_of_weights(tmp_path: Path) -> None:
+    parts = [tmp_path / "run" / name / ".adapter.0123abcd.thoraclip-part" for name in (".", "fold-0")]
+    for part in parts:
+        part.mkdir(parents=True)
+        (part / "thoraclip.json").write_text("{}")
+    with locked(tmp_path / "run"):
+        RunFolder(tmp_path / "run").start("", {})
+    assert not any(part.exists() for part in parts)
 
 
 def test_metrics_are_one_object_a_line_and_never_nan(tmp_path: Path) -> None:

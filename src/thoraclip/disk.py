@@ -12,9 +12,9 @@ from typing import IO
 
 from thoraclip.errors import InputError, why_not_written
 
-__all__ = ["NO_ROOM", "make_folder", "needing_room", "take_room", "writing"]
+__all__ = ["make_folder", "needing_room", "take_room", "writing"]
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk is full, or a user's share of it."""
 
 
@@ -40,7 +40,7 @@ def needing_room(path: Path) -> Iterator[None]:
     except Exception as error:  # safetensors has a class of its own, and the system's number only in its text
         said = re.search(r"\(os error (\d+)\)", str(error))
         number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
-        if number not in NO_ROOM:
+        if number not in _NO_ROOM:
             raise
         raise InputError(
             f"{path}: cannot be written ({os.strerror(number)}); make room on that disk and run the same command again"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from thoraclip.disk import make_folder, needing_room, writing
 from thoraclip.errors import InputError, why_not_written
+from thoraclip.interrupts import uninterrupted
 from thoraclip.ranges import bind
 from thoraclip.writing import HELD, end_sets, hidden, real_path, require_file, require_own
 
@@ -69,19 +70,21 @@ def locked(
         made = [folder for folder in place.parents if not folder.exists()]
     lock, token = None, HELD.set(HELD.get() | {place})
     try:
-        lock = _lock(out, place, option, may_only_read, remark)
+        with uninterrupted():
+            lock = _lock(out, place, option, may_only_read, remark)
         end_sets(place)
         end_sets(place.parent, place.name)
         yield
     finally:
         HELD.reset(token)
-        if lock:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()  # others see that the file which they wait for has no name
-            lock.release()
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        with uninterrupted():
+            if lock:
+                with suppress(OSError):
+                    Path(lock.lock_file).unlink()  # others see that the file which they wait for has no name
+                lock.release()
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def writes(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoraclip.disk import NO_ROOM, make_folder, needing_room, take_room
+from thoraclip.disk import make_folder, needing_room, take_room
 from thoraclip.documents import kept_json
 from thoraclip.errors import ThoraclipError, first_line
 from thoraclip.locks import is_empty, is_main_process, locked, process_count, writes
@@ -32,7 +32,6 @@ from thoraclip.writing import (
 )
 
 __all__ = [
-    "NO_ROOM",
     "Progress",
     "RunFolder",
     "atomic_open",
@@ -194,8 +193,11 @@ class RunFolder:
         return bool(kept_json(self.file("done.json")).get("fingerprint") == fingerprint)
 
     def start(self, config_toml: str, provenance: Mapping[str, object]) -> None:
-        """Create the folder and write what is known before the work; an earlier end mark is taken away."""
+        """Create the folder and write what is known before the work; an earlier end mark is taken away, and what a kill
+        left of weights, which may be whole and not written again."""
         remove_file(self.file("done.json"))
+        for folder in (self.path, *self.path.glob("fold-*")):
+            remove_leftovers(folder)
         with written_together(self.path, "run"):
             write_json(self.file("provenance.json"), dict(provenance))
             write_text(self.file("config.toml"), config_toml)

@@ -29,6 +29,7 @@ from typing import IO, Any
 from thoraclip.disk import needing_room, writing
 from thoraclip.documents import regular
 from thoraclip.errors import InputError
+from thoraclip.interrupts import uninterrupted
 
 __all__ = [
     "HELD",
@@ -78,11 +79,11 @@ def atomic_open(path: Path, mode: str = "wb", *, is_one_of_many: bool = False) -
         remove_leftovers(target.parent, target.name, but=() if waiting is None else waiting.values())
     temporary = hidden(target, f".{secrets.token_hex(4)}{_PART}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    with writing(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(temporary, flags, 0o666)
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
+        with writing(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(temporary, flags, 0o666)
         with needing_room(path), os.fdopen(handle, mode, encoding=encoding, newline=newline) as stream:
             yield stream
             stream.flush()
@@ -98,7 +99,8 @@ def atomic_open(path: Path, mode: str = "wb", *, is_one_of_many: bool = False) -
                 waiting[target].unlink(missing_ok=True)
             waiting[target] = temporary
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # also where there is no such folder
+            temporary.unlink()
         raise
 
 
@@ -165,12 +167,14 @@ def written_together(folder: Path, name: str) -> Iterator[None]:
         note = hidden(real_path(folder) / name, _SET)
         if waiting:
             pairs = [[_below(note.parent, part), _below(note.parent, file)] for file, part in waiting.items()]
-            write_text(note, json.dumps(pairs))  # in ASCII: any file name comes back as it was
+            with uninterrupted():
+                write_text(note, json.dumps(pairs))  # in ASCII: any file name comes back as it was
+                waiting.clear()  # they are the list's
+                _end_set(note)
     except BaseException:
         for part in waiting.values():
             part.unlink(missing_ok=True)
         raise
-    _end_set(note)
 
 
 def _below(folder: Path, path: Path) -> str:
@@ -222,13 +226,13 @@ def whole_folder(folder: Path, is_own: Callable[[Path], bool]) -> Iterator[Path]
         raise InputError(f"{folder}: holds other things than what is to be written; move it, or choose another --out")
     remove_leftovers(target.parent, target.name)
     part = hidden(target, f".{secrets.token_hex(4)}{_PART}")
-    with writing(folder):
-        part.mkdir(parents=True)
     token = _waiting.set(None)
     try:
+        with writing(folder):
+            part.mkdir(parents=True)
         with needing_room(folder):
             yield part
-        with writing(folder):
+        with uninterrupted(), writing(folder):
             if not target.exists():
                 part.rename(target)
             elif not _swap(part, target):
@@ -237,7 +241,8 @@ def whole_folder(folder: Path, is_own: Callable[[Path], bool]) -> Iterator[Path]
                 old.rename(part)
     finally:
         _waiting.reset(token)
-        shutil.rmtree(part, ignore_errors=True)
+        with uninterrupted():
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _swap(one: Path, other: Path) -> bool:

@@ -40,9 +40,9 @@ def run_on_a_full_disk(arguments: list[str], limit: int) -> int:
     return run(arguments)
 
 
-def killed_before(arguments: list[str], number: int) -> int:
-    """The command line, killed just before its `number`-th call that changes files; tells how many there were."""
-    left = kill_before(number)
+def killed_before(arguments: list[str], number: int, end: int = signal.SIGKILL) -> int:
+    """The command line, which gets a signal just before its `number`-th call that changes files; tells how many there were."""
+    left = kill_before(number, end)
     code = run(arguments)
     sys.stderr.write(f"{number - left[0]}\n")
     return code

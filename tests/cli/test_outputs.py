@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,25 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, places: dict[s
         assert run(words) == 0
         assert files(out) == after, f"after a kill before call {number} of {calls}"
         assert not [p for p in tmp_path.rglob("*") if "thoraclip-" in p.name]
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["card", "split"])
+def test_told_to_end_anywhere_it_leaves_nothing(
+    name: str, end: signal.Signals, places: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = command(name, places, out)
+    done = finish(killed_before, words, 10**9)
+    calls, after = int(done.stderr.splitlines()[-1]), files(out)
+    for number in range(1, calls + 1):
+        shutil.rmtree(out)
+        ended = finish(killed_before, words, number, end)
+        assert ended.returncode == 130, f"before call {number} of {calls}: {ended.stderr}"
+        assert ended.stderr.splitlines()[-2] == "interrupted; run the same command again to go on"
+        assert not [p for p in tmp_path.rglob("*") if "thoraclip-" in p.name], f"before call {number} of {calls}"
+        assert run(words) == 0
+        assert files(out) == after
 
 
 OTHERS = {

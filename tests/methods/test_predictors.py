@@ -172,6 +172,11 @@ def test_what_is_no_finished_run_is_refused(study: Path, tmp_path: Path) -> None
         with pytest.raises(InputError, match=reason):
             read_run(place)
         (place / "aside").rename(place / f"{name}.json")
+    config = (place / "config.toml").read_text()
+    (place / "config.toml").write_text("")
+    with pytest.raises(InputError, match=r"config.toml: names no method; remove done.json and run the same command"):
+        read_run(place)
+    (place / "config.toml").write_text(config)
     (place / "provenance.json").write_text(json.dumps({"inputs": {"manifest": "x", "model": "another"}}))
     with pytest.raises(
         MismatchError, match="its model .'tiny-clip'. is not the one that it ran with; put that one back"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints, Masks, Singles
 from thoraclip.errors import InputError
 from thoraclip.posthoc.conformal import ClassThresholds, fit_thresholds
 from thoraclip.posthoc.ood import MIN_ROWS, OodScore, fit_ood
@@ -15,10 +15,6 @@ from thoraclip.posthoc.scaling import TemperatureScaling, fit_temperature
 from thoraclip.proportions import patient_share
 
 __all__ = ["calibrate", "fit_reference", "measure"]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Features = npt.NDArray[np.float32]
 
 
 def calibrate(scores: Floats, target: Ints, patients: Ints, names: tuple[str, ...]) -> dict[str, Any]:
@@ -61,7 +57,7 @@ def calibrate(scores: Floats, target: Ints, patients: Ints, names: tuple[str, ..
     }
 
 
-def fit_reference(train: Features, targets: Ints, val: Features, patients: Ints) -> OodScore | str:
+def fit_reference(train: Singles, targets: Ints, val: Singles, patients: Ints) -> OodScore | str:
     """The out-of-distribution reference on the bundle's features of training images f32[N, D], of classes i64[N], and
     of validation images f32[V, D] of patients i64[V], or why there is none."""
     if min(len(train), len(val)) < MIN_ROWS:
@@ -73,7 +69,7 @@ def fit_reference(train: Features, targets: Ints, val: Features, patients: Ints)
 
 
 def measure(
-    scores: Floats, features: Features, target: Ints, patients: Ints, *, sets: ClassThresholds, ood: OodScore | None
+    scores: Floats, features: Singles, target: Ints, patients: Ints, *, sets: ClassThresholds, ood: OodScore | None
 ) -> dict[str, Any]:
     """What the bundle does on N test images, each share with its interval.
 
@@ -84,7 +80,7 @@ def measure(
     """
     n, held = len(target), sets.sets(scores)
 
-    def share(rows: npt.NDArray[np.bool_]) -> dict[str, float]:
+    def share(rows: Masks) -> dict[str, float]:
         low, high = patient_share(rows, patients)
         return {"value": float(rows.mean()), "low": low, "high": high}
 

@@ -29,11 +29,10 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from thoraclip.bundle.session import onnxruntime, open_session
+from thoraclip.dtypes import Floats, Greys
 
 __all__ = ["eight_bit_products", "rounded", "zero_point"]
 
-Floats = npt.NDArray[np.float64]
-Greys = npt.NDArray[np.uint8]
 
 _CLIPS = np.linspace(0.6, 1.0, 21)
 """Shares of an output's largest weight that are tried as the end of its scale."""

@@ -34,8 +34,6 @@ from thoraclip.runs import Progress, provenance, whole_folder, write_json, write
 
 __all__ = ["export_bundle", "require_place"]
 
-"""More would be a copy of the training data rather than a glance at it."""
-
 
 def export_bundle(
     original: Original,

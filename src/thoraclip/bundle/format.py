@@ -27,6 +27,7 @@ import numpy.typing as npt
 from thoraclip.array_files import Expected, read_npz
 from thoraclip.bundle.seal import FACTS, Seal, read_seal
 from thoraclip.documents import Limits, read_json
+from thoraclip.dtypes import Greys, Masks, Singles
 from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.imaging import Preprocess
 from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
@@ -44,8 +45,6 @@ _OOD, _SELF_TEST, _TRAINED_ON = "novelty.npz", "self-test.npz", "trained-on.npz"
 _THUMBNAILS = "thumbnails.npz"
 DIGEST_BYTES = 8
 """Bytes of a picture's SHA-256 that `trained-on.npz` keeps."""
-
-Greys = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Thumbnails:
     labels: Sequence[str]  # class of each
     features: npt.NDArray[np.floating]  # f16 or f32[N, D], of length 1: the bundle's own
 
-    def nearest(self, features: npt.NDArray[np.float32], *, count: int) -> list[Neighbour]:
+    def nearest(self, features: Singles, *, count: int) -> list[Neighbour]:
         """The most similar ones to f32[D], the first most of all; of equals, the one that comes first."""
         own = np.asarray(features, np.float64)
         kept = self.features.astype(np.float64)  # f16 is off length 1 by up to 5e-4
@@ -145,7 +144,7 @@ class Bundle:
             raise MismatchError(f"{self.folder / _THUMBNAILS}: a target is no class; {_REMEDY}")
         return Thumbnails(found["greys"], [names[target] for target in found["targets"]], found["features"])
 
-    def self_test(self) -> tuple[Greys, npt.NDArray[np.float32]]:
+    def self_test(self) -> tuple[Greys, Singles]:
         """(synthetic pictures u8[K, S, S], the scores that the model gave them when it was made f32[K, C])."""
         size = self.preprocess.size
         expected = {"greys": ("u1", ("K", size, size)), "scores": ("f4", ("K", len(self.labels)))}
@@ -154,7 +153,7 @@ class Bundle:
             raise MismatchError(f"{self.folder / _SELF_TEST}: {len(found['greys'])} pictures; {_REMEDY}")
         return found["greys"], found["scores"]
 
-    def is_trained_on(self, hashes: list[str]) -> npt.NDArray[np.bool_]:
+    def is_trained_on(self, hashes: list[str]) -> Masks:
         """SHA-256 of N picture files, hexadecimal -> bool[N]: whether the classifier has learned from that picture."""
         own = b"".join(bytes.fromhex(one)[:DIGEST_BYTES] for one in hashes)
         return np.isin(np.frombuffer(own, np.uint64), self._trained_on)

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from thoraclip.bundle.eight_bits import eight_bit_products
 from thoraclip.bundle.session import open_session
+from thoraclip.dtypes import Floats, Greys
 from thoraclip.errors import ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
@@ -36,7 +36,6 @@ from thoraclip.models.network import expand_greys
 
 __all__ = ["GreyClassifier", "grey_classifier", "quantise", "write_onnx"]
 
-Greys = npt.NDArray[np.uint8]
 
 OPSET = 20
 """Of the ONNX file; ONNX Runtime 1.17 and later load it."""
@@ -263,7 +262,7 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
     ready.unlink()
 
 
-def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
+def _mean_features(path: Path, greys: Greys) -> Floats:
     """f64[D]: the mean of the features of some pictures."""
     session = open_session(path)
     return np.asarray(
@@ -271,7 +270,7 @@ def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
     )
 
 
-def _centre_features(model: onnx.ModelProto, shift: npt.NDArray[np.float64]) -> None:
+def _centre_features(model: onnx.ModelProto, shift: Floats) -> None:
     """Add a constant to the features, in the model."""
     graph = model.graph
     place = next(number for number, node in enumerate(graph.node) if "features" in node.output)

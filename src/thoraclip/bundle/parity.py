@@ -10,12 +10,12 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.bundle.format import Thumbnails
 from thoraclip.bundle.runtime import BundleClassifier
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.splits import independent_groups
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.errors import ParityError
 from thoraclip.evaluation.intervals import percentile_interval
 from thoraclip.evaluation.resampling import resample_weights
@@ -34,11 +34,7 @@ __all__ = [
     "require_equal",
 ]
 
-Greys = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Features = npt.NDArray[np.float32]
-Look = Callable[[Greys], tuple[Features, Floats]]
+Look = Callable[[Greys], tuple[Singles, Floats]]
 
 FP32_TOLERANCE = 1e-4
 """Largest difference of a probability between the original in fp32 and the exported model in fp32."""
@@ -76,7 +72,7 @@ class ModelSession:
         self._total = 2 * len(self._equal_on) + len(self.train) + len(self.val) + len(self.test)
         self._total += 2 * len(self._alike_on) if is_int8 else 0
 
-    def look(self, ask: Look, rows: Ints) -> tuple[Features, Floats]:
+    def look(self, ask: Look, rows: Ints) -> tuple[Singles, Floats]:
         """(features f32[R, D], scores f64[R, C]) of some rows of the manifest."""
         parts = []
         for greys in self._greys(rows, self.original.classifier.preprocess):
@@ -91,7 +87,7 @@ class ModelSession:
         rows = _spread(self.original.val, _SCALES_FROM)
         return np.concatenate([*self._greys(rows, self.original.classifier.preprocess)])
 
-    def thumbnails(self, features: Features, count: int) -> Thumbnails:
+    def thumbnails(self, features: Singles, count: int) -> Thumbnails:
         """Some of the training pictures, whose features f32[T, D] are known."""
         patients = self.original.manifest.column("patient")
         chosen = draw_rows(self.targets[self.train], [patients[row] for row in self.train], count=count, seed=self.seed)
@@ -120,7 +116,7 @@ class ModelSession:
         own, others = self._by_own_heads(*before), self._by_own_heads(*after)
         return compare_answers(own, others, target, groups.astype(np.int64), seed=self.seed)
 
-    def _by_own_heads(self, features: Features, scores: Floats) -> Floats:
+    def _by_own_heads(self, features: Singles, scores: Floats) -> Floats:
         """f64[N, C]: each image by the head of the fold that held it out."""
         start, own = len(self.original.test), scores.copy()
         for head, rows in self.original.alike:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.bundle.format import MODEL, Bundle
 from thoraclip.bundle.session import onnxruntime, open_session, require_own_data, require_tensors
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.errors import ImageError, ManifestError, MismatchError, ParityError, first_line
 from thoraclip.imaging import MAX_PIXELS, Preprocess, Radiograph, decode, fit
 from thoraclip.labels import LabelSet
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["UNSIGNED", "BundleAuditTarget", "BundleClassifier", "Prediction"]
 
-Grey = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
-Features = npt.NDArray[np.float32]
 
 SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 0.15}
 """Largest difference of a score that another machine may show. In fp32 only the order of sums differs; in int8 a last
@@ -79,7 +76,7 @@ class Prediction:
     set: tuple[str, ...] | None
     ood: bool | None
     ood_score: float | None
-    features: Features = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
+    features: Singles = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
     remarks: tuple[str, ...] = ()
 
 
@@ -145,11 +142,11 @@ class BundleClassifier:
         prediction = self.classify_grey(fit(radiograph.pixels, self.preprocess))
         return replace(prediction, remarks=radiograph.remarks)
 
-    def classify_grey(self, grey: Grey) -> Prediction:
+    def classify_grey(self, grey: Greys) -> Prediction:
         """Predict u8[S, S], made by `imaging.fit` with `preprocess`."""
         return self.classify_greys(grey[None])[0]
 
-    def classify_greys(self, greys: Grey) -> list[Prediction]:
+    def classify_greys(self, greys: Greys) -> list[Prediction]:
         """Predict u8[B, S, S] by one call of the model, each as if it were alone; see `classify_grey`."""
         return [self._prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
@@ -159,7 +156,7 @@ class BundleClassifier:
         """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
         reason. `depths`: those of a manifest."""
         read: list[tuple[str, ...] | ImageError] = []
-        greys: list[Grey] = []
+        greys: list[Greys] = []
         for source, bits in zip(sources, depths or [None] * len(sources), strict=True):
             try:
                 radiograph = self.read(source, bits=bits)
@@ -170,7 +167,7 @@ class BundleClassifier:
         answers = iter(self.classify_greys(np.stack(greys)) if greys else ())
         return [one if isinstance(one, ImageError) else replace(next(answers), remarks=one) for one in read]
 
-    def _prediction(self, features: Features, raw: Floats) -> Prediction:
+    def _prediction(self, features: Singles, raw: Floats) -> Prediction:
         """What features f32[D] and the model's own scores f64[C] of an image come to."""
         bundle, names, ood = self.bundle, self.labels.names, self.bundle.ood
         scores = raw if bundle.scaling is None else bundle.scaling.apply(raw[None])[0]
@@ -180,13 +177,13 @@ class BundleClassifier:
         by_class = dict(zip(names, scores.tolist(), strict=True))
         return Prediction(names[int(raw.argmax())], by_class, inside, is_ood, ood_score, features)
 
-    def look(self, greys: Grey) -> tuple[Features, Floats]:
+    def look(self, greys: Greys) -> tuple[Singles, Floats]:
         """u8[B, S, S] -> (features f32[B, D], the model's own scores f64[B, C], rows sum to 1)."""
         groups = [greys[start : start + self.together] for start in range(0, len(greys), self.together)]
         seen = list(in_order(self._run, groups, workers=self._threads))
         return np.concatenate([features for features, _ in seen]), np.concatenate([scores for _, scores in seen])
 
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, pixels: Singles) -> Singles:
         """f32[B, 3, S, S] made by `preprocess` -> the model's own scores f32[B, C], each row sums to 1.
 
         Raises:
@@ -194,7 +191,7 @@ class BundleClassifier:
         """
         return self.look(_greys(pixels, self.preprocess))[1].astype(np.float32)
 
-    def _run(self, greys: Grey) -> tuple[Features, Floats]:
+    def _run(self, greys: Greys) -> tuple[Singles, Floats]:
         """(features f32[B, D], scores f64[B, C]) of a few pictures, by one call of the model."""
         features, scores = self._session.run(["features", "scores"], {"greys": greys})
         exact = np.asarray(scores, np.float64)
@@ -242,7 +239,7 @@ class BundleAuditTarget:
         """The classes; raises ManifestError where the manifest has others."""
         return manifest.label_set(self.opened.labels.names)
 
-    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, npt.NDArray[np.int64]]]:
+    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Ints]]:
         """The labelled images that the classifier has not learned from, by the SHA-256 of their files, of split `test`
         where the manifest names splits; raises ManifestError where there is none."""
         usable = np.array([label is not None for label in manifest.column("label")])
@@ -277,7 +274,7 @@ def has_exact_bytes() -> bool:
     return bool((products == 64 * 255 * 127).all())
 
 
-def _greys(pixels: npt.NDArray[np.float32], spec: Preprocess) -> Grey:
+def _greys(pixels: Singles, spec: Preprocess) -> Greys:
     """f32[B, 3, S, S] -> u8[B, S, S]: the inverse of `imaging.normalise`."""
     side = spec.size
     if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +24,7 @@ from thoraclip.cli import show
 from thoraclip.cli.command import Command
 from thoraclip.cli.console import ShownRows, announce, complain, prepare_streams, progress_bar, say, shut
 from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
+from thoraclip.interrupts import ENDING, handled
 from thoraclip.memory import keep_freed_memory
 from thoraclip.methods import METHODS, require_shared_work
 from thoraclip.runs import is_main_process
@@ -127,7 +129,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = _app_of(words)(args=words, standalone_mode=False, prog_name="thoraclip")
+        with handled(signal.default_int_handler, ENDING[1:]):  # so that locks and temporary files are removed
+            code = _app_of(words)(args=words, standalone_mode=False, prog_name="thoraclip")
         if code == _INTERRUPTED:  # the command line's own library has turned the signal into an exit code
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

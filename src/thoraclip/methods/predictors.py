@@ -188,6 +188,8 @@ def read_run(folder: Path) -> FinishedRun:
         raise InputError(f"{folder}: the run is not finished; run the same command again")
     values = read_toml(folder / "config.toml")
     kind = str(values.pop("kind", ""))
+    if not kind:
+        raise InputError(f"{folder / 'config.toml'}: names no method; remove done.json and run the same command again")
     values = _current_settings(values) | _moved(folder, values)
     config = build_config(find_method(kind).config_type, values, where=str(folder / "config.toml"))
     facts = _noted(

@@ -7,12 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from thoraclip.bundle.runtime import Prediction
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
@@ -205,7 +204,7 @@ def explained(queue: BatchQueue, prediction: Prediction, shown: Explanation, *, 
     )
 
 
-def _data_uri(picture: Image.Image | npt.NDArray[np.uint8]) -> str:
+def _data_uri(picture: Image.Image | Greys) -> str:
     """An image as a PNG that stands in a page or in JSON itself."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()

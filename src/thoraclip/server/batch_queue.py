@@ -18,9 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.bundle.runtime import BundleClassifier, Prediction
+from thoraclip.dtypes import Singles
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
@@ -179,7 +179,7 @@ class BatchQueue:
         if time.monotonic() > deadline:
             raise _busy(f"no explanation within {self.limits.seconds:g} s", 10)
 
-        def predict(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # some hundred times for a map
+        def predict(pixels: Singles) -> Singles:  # some hundred times for a map
             if time.monotonic() > deadline:
                 raise RefusedError(422, f"explaining it takes longer than {self.limits.seconds:g} s")
             return self.classifier.predict(pixels)

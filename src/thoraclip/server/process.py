@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import math
 import os
-import signal
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.errors import ConfigError, InputError
+from thoraclip.interrupts import handled
 from thoraclip.memory import return_freed_memory
 from thoraclip.server.access import host_name
 from thoraclip.server.answers import NOTE
@@ -97,7 +97,7 @@ def serve_bundles(
     with_page: bool = True,
     started: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, answering what is in flight first. The first bundle answers where none is named;
+    """Serve until a signal to end, answering what is in flight first. The first bundle answers where none is named;
     `started` gets the address once it answers; for the rest see `api.deployment.serve`."""
     return_freed_memory()
     metrics, queues = Metrics(), list[BatchQueue]()
@@ -159,12 +159,8 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Ask to stop at the first signal, and not to wait at the second."""
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handled(self._stop):
             yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.force_exit = self._state.stop_now = self.should_exit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from thoraclip.documents import parse_json
 from thoraclip.errors import InputError
+from thoraclip.interrupts import handled
 from thoraclip.runs import atomic_open, canonical_json, remove_file
 
 __all__ = ["Checkpoint", "TrainingProgress", "stop_requests"]
@@ -103,14 +103,7 @@ class Checkpoint:
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a step can end and a checkpoint be written before stopping."""
+    """An event that a signal to end sets, so that a step can end and a checkpoint be written before stopping."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+    with handled(lambda *_: asked.set()):
         yield asked
-        return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -49,7 +49,7 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, more time."""
     checkpoint_minutes: Annotated[float, Range(0, 1_000_000, above=True)] = 5.0
-    """Minutes between checkpoints; one is also written at SIGINT and SIGTERM."""
+    """Minutes between checkpoints; one is also written at SIGINT, SIGTERM and SIGHUP."""
     processes: Count = 0
     """How many processes there must be; 0 takes as many as were launched."""
     trackers: tuple[str, ...] = ()

@@ -65,7 +65,7 @@ class Steps:
 
         Raises:
             TrainingError: a loss, a gradient or a validation is not finite.
-            KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
+            KeyboardInterrupt: a signal to end came; the step was finished and a checkpoint written.
         """
         config, parameters, progress = self._training.config, step.parameters, self.progress
         if not progress.rows:
