@@ -26,7 +26,7 @@ def handled(handler: Callable[[int, FrameType | None], object], numbers: Sequenc
         yield
     finally:
         for number, own in before.items():
-            signal.signal(number, own)
+            signal.signal(number, own or signal.SIG_DFL)  # `None`: not of Python
 
 
 @contextmanager
