@@ -42,6 +42,8 @@ def run_on_a_full_disk(arguments: list[str], limit: int) -> int:
 
 def killed_before(arguments: list[str], number: int, end: int = signal.SIGKILL) -> int:
     """The command line, which gets a signal just before its `number`-th call that changes files; tells how many there were."""
+    if end != signal.SIGKILL:  # a shell may have had it ignored
+        signal.signal(end, signal.default_int_handler if end == signal.SIGINT else signal.SIG_DFL)
     left = kill_before(number, end)
     code = run(arguments)
     sys.stderr.write(f"{number - left[0]}\n")

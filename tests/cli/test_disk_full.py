@@ -21,7 +21,7 @@ pytest.importorskip("resource", reason="the system has no limits on the size of 
 _FEW_STEPS = ["--set", "model=tiny-clip", "--set", "steps=2", "--set", "batch_size=8", "--set", "chunk_size=8"]
 WORK: dict[str, tuple[list[str], int, str]] = {
     "index": (["index", "{images}", "--layout", "covid-qu-ex", "--out", "{out}/m.parquet"], 4_000, "m.facts.jsonl"),
-    "check": (["check", "{manifest}", "--out", "{out}"], 100_000, "thumbnails.npy"),
+    "check": (["check", "{manifest}", "--out", "{out}"], 100_000, "wholes.npy"),
     "embed": (["embed", "{manifest}", "--model", "tiny-clip", "--out", "{out}"], 3_000, "pooled.npy"),
     "finetune": (["finetune", "{manifest}", "--out", "{out}", *_FEW_STEPS, "--set", "rank=64"], 900_000, "/last: "),
     "baseline": (["baseline", "{manifest}", "--out", "{out}", *_FEW_STEPS], 900_000, "model.safetensors"),
