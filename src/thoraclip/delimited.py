@@ -29,10 +29,22 @@ from thoraclip.spelling import tidy
 from thoraclip.spreadsheets import MARK, restore
 from thoraclip.textfiles import WESTERN, encoding_of, lines_of, opened
 
-__all__ = ["NO_VALUE", "UNKNOWN", "Delimited", "Row", "TablePaths", "name_finder", "number", "read_delimited"]
+__all__ = [
+    "NO_CLASS",
+    "NO_VALUE",
+    "UNKNOWN",
+    "Delimited",
+    "Row",
+    "TablePaths",
+    "name_finder",
+    "number",
+    "read_delimited",
+]
 
 UNKNOWN = frozenset(("", "na", "n/a", "#n/a", "nan", "<na>", "none", "null", "unknown"))
 """Cells, in lower case, that say that a value is not known."""
+NO_CLASS = UNKNOWN - {"none", "unknown"}
+"""The same, but for words that are classes' names, too."""
 NO_VALUE = UNKNOWN | {"-", "--", "?", ".", "n.a.", "k.a."}
 """The same of a column other than that of the classes, one of which may be `-`."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}

@@ -116,8 +116,9 @@ Tokens = Annotated[int, Range(1, 1_000)]
 Side = Annotated[int, Range(32, 2_048)]
 """Pixels along a phantom."""
 Thumbnails = Annotated[int, Range(0, 2_000)]
-Bits = Annotated[int, Range(8, 16)]
-"""Depth of a 16-bit picture."""
+BITS = range(8, 17)
+"""Depths of a picture whose samples have 16 bits in the file."""
+Bits = Annotated[int, Range(BITS[0], BITS[-1])]
 Port = Annotated[int, Range(0, 65_535)]
 Share = Annotated[float, Range(0, 1)]
 Fraction = Annotated[float, Range(0, 1, above=True, below=True)]

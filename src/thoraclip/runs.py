@@ -202,6 +202,14 @@ class RunFolder:
             write_json(self.file("provenance.json"), dict(provenance))
             write_text(self.file("config.toml"), config_toml)
 
+    def give_up(self, *, is_new: bool) -> None:
+        """Take away what `start` wrote, and a new folder with it, unless there is more: a first result."""
+        if {file.name for file in self.path.iterdir()} <= {"config.toml", "provenance.json"}:
+            for name in ("config.toml", "provenance.json"):
+                remove_file(self.file(name))
+            if is_new:
+                self.path.rmdir()
+
     def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write `metrics.jsonl`, one JSON object a line."""
         write_text(self.file("metrics.jsonl"), "".join(canonical_json(row) + "\n" for row in rows))

@@ -35,6 +35,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import ClassThresholds
 from thoraclip.posthoc.ood import OOD_SHAPE, OodScore
 from thoraclip.posthoc.scaling import TemperatureScaling
+from thoraclip.ranges import BITS
 from thoraclip.shapes import Check, check, mapping, number, one_of, optional, sequence, table, text, whole
 
 __all__ = ["CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "Neighbour", "Thumbnails", "read_bundle"]
@@ -216,7 +217,7 @@ _FACTS = table(
     weights=optional(text),
     labels=sequence(text, 2, 1000, unique=True),
     preprocess=PREPROCESS_SHAPE,
-    bits=optional(whole(8, 16)),
+    bits=optional(whole(BITS[0], BITS[-1])),
     temperature=optional(number(1e-3, 1e3)),
     novelty=optional(OOD_SHAPE),
     thumbnails=optional(table(images=whole(1, 100_000))),

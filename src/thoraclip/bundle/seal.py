@@ -38,7 +38,7 @@ def others_in(folder: Path) -> list[Path]:
         sums = _read_sums(folder / _SUMS)
     except ThoraclipError:
         sums = {}
-    own = {_SUMS, *sums} if sums and "preprocess" in kept_json(folder / FACTS) else {}
+    own = {_SUMS, *sums} if sums and "preprocess" in kept_json(folder / FACTS) else set()
     return sorted(place for place in folder.iterdir() if place.name not in own)
 
 

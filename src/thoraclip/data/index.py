@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import Listing, find_layout
-from thoraclip.data.layouts.listing import index_command
+from thoraclip.data.layouts.listing import LeftOut, index_command
 from thoraclip.errors import ConfigError, ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.imaging.depth import common_depth
@@ -36,8 +36,8 @@ _OF_FACTS = ("salt", "stated_bits", "set_bits", "of_set")
 
 
 @dataclass(kw_only=True)
-class IndexResult(Listing):
-    """A manifest, and in the lists of `Listing`, sorted, what did not get into it.
+class IndexResult(LeftOut):
+    """A manifest, and what did not get into it, sorted.
 
     Args:
         manifest: the readable images, sorted by id; it may leak, as the files' own split may.
@@ -112,10 +112,8 @@ def index(
     if remarks:
         path, remark = remarks[0]
         listing.notes.append(f"remarks on {counted(len(remarks), 'image')}, first {path}: {remark}")
-    listing.rows = []  # the manifest has them
-    for entries in filter(lambda value: isinstance(value, list), vars(listing).values()):
-        entries.sort()
-    return IndexResult(**vars(listing), manifest=manifest, remarks=remarks, repeats=_repeats(rows), read=files_read)
+    left_out: dict[str, Any] = {one.name: sorted(getattr(listing, one.name)) for one in fields(LeftOut)}
+    return IndexResult(manifest=manifest, remarks=remarks, repeats=_repeats(rows), read=files_read, **left_out)
 
 
 def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
@@ -241,8 +239,9 @@ def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         if row.pop("depth_origin", "") == "estimate":
             groups.setdefault(row.get("source"), []).append(row)
     for source, group in groups.items():
-        estimates = Counter(row["bits"] for row in group)
-        depth = common_depth(list(estimates.elements()))
+        estimates = [row["bits"] for row in group]
+        depth = common_depth(estimates)
+        counts = ", ".join(f"{n} of {bits} bits" for bits, n in sorted(Counter(estimates).items()))
         others = [row for row in group if row["bits"] != depth]
         for first, batch in in_batches(partial(_at_depth, store, others, depth), len(others), batch_size=_BATCH):
             for row, facts in zip(others[first : first + len(batch)], batch, strict=True):
@@ -250,7 +249,7 @@ def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         of = f"of source '{source}' " if source else ""
         listing.notes.append(
             f"{counted(len(group), 'image')} of 16 bits {of}without a stated depth: {depth} bits are taken, by an "
-            f"estimate from all of them ({', '.join(f'{n} of {bits} bits' for bits, n in sorted(estimates.items()))}); "
+            f"estimate from all of them ({counts}); "
             "state another with --bits"
         )
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from thoraclip.data.layouts.listing import Listing
-from thoraclip.delimited import UNKNOWN
+from thoraclip.delimited import NO_CLASS
 from thoraclip.errors import ManifestError
 from thoraclip.spelling import LabelMap, require_distinct, tidy, tidy_note
 from thoraclip.tables.manifest import SPLITS
@@ -39,7 +39,7 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where:
     listing.notes += [f"label '{old}' -> {repr(new) if new else 'unknown'} in {n} rows" for old, new, n in renamed]
     counts = Counter(row["label"] for row in listing.rows if row["label"])
     for label in counts:
-        if "|" in label or label.lower() in UNKNOWN - {"none", "unknown"}:
+        if "|" in label or label.lower() in NO_CLASS:
             means = "several classes" if "|" in label else "no label"
             raise ManifestError(
                 f"{where or listing.root}: label '{label}' stands for {means} in tables; rename it, or leave its "

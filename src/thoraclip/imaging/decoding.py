@@ -6,6 +6,7 @@ import io
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,6 @@ def decode(
 
 def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | None, of_set: int | None) -> Radiograph:
     depth: Depth | None = None
-    remarks: tuple[str, ...] = ()
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.width * image.height > max_pixels:
@@ -117,7 +117,11 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
             remarks = depth.remarks
         else:
             image.load()
-            grey, remarks = _to_grey(ImageOps.exif_transpose(image), *display_exponent(chunks))
+            exponent, passed_over = display_exponent(chunks)
+            grey, transparent = _to_grey(ImageOps.exif_transpose(image), exponent)
+            remarks = passed_over + transparent
+        if profile := image.info.get("icc_profile"):
+            remarks += _profile_remarks(profile)
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
@@ -127,17 +131,17 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture{foreign and f' ({foreign})'}") from error
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
-    remarks += _profile_remarks(image)
     kind = "JPEG" if kind == "MPO" else kind
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, depth=depth, remarks=remarks)
 
 
-def _profile_remarks(image: Image.Image) -> tuple[str, ...]:
-    """A remark where a picture's ICC profile shows other greys than a screen without it (sRGB) does."""
+@lru_cache(maxsize=8)
+def _profile_remarks(content: bytes) -> tuple[str, ...]:
+    """A remark where an ICC profile shows other greys than a screen without it (sRGB) does."""
     levels, change = np.arange(48, 256, 16, dtype=np.uint8), 0
     greys = Image.fromarray(levels[None])
-    with suppress(ImageCms.PyCMSError, OSError):  # no profile, a damaged one, or one of another kind of picture
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile", b"")))
+    with suppress(ImageCms.PyCMSError, OSError):  # a damaged one, or one of another kind of picture
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         greys = greys.convert("L" if profile.profile.xcolor_space.strip() == "GRAY" else "RGB")
         shown = ImageCms.profileToProfile(greys, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         change = max(np.asarray(shown)[0, :, 1].astype(int) - levels, key=abs)
@@ -147,12 +151,13 @@ def _profile_remarks(image: Image.Image) -> tuple[str, ...]:
     return (f"its ICC profile is not applied; with it, greys are up to {how}",)
 
 
-def _to_grey(image: Image.Image, exponent: float, remarks: tuple[str, ...]) -> tuple[Grey, tuple[str, ...]]:
-    """(grey, remarks) of a picture of 8 bits or fewer; `exponent`: see `display_exponent`."""
+def _to_grey(image: Image.Image, exponent: float) -> tuple[Grey, tuple[str, ...]]:
+    """(grey, remarks on its alpha) of a picture of 8 bits or fewer; `exponent`: see `display_exponent`."""
+    remarks: tuple[str, ...] = ()
     has_alpha = image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     if has_alpha:
         image = image.convert("RGBA")
-        remarks += alpha_remarks(int(np.asarray(image)[..., 3].max()), 255)
+        remarks = alpha_remarks(int(np.asarray(image)[..., 3].max()), 255)
     elif image.mode != "L":
         image = image.convert("RGB")
     if exponent != 1:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from thoraclip.imaging.depth import BITS, Depth, choose_depth, stated_in_text
+from thoraclip.imaging.depth import Depth, choose_depth, stated_in_text
+from thoraclip.ranges import BITS
 
 __all__ = ["alpha_remarks", "deep_grey", "display_exponent", "is_deep", "png_chunks"]
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BITS", "Depth", "choose_depth", "common_depth", "estimate_depth", "stated_in_text"]
+from thoraclip.ranges import BITS
 
-BITS = range(8, 17)
-"""Depths of a picture whose samples have 16 bits in the file."""
+__all__ = ["Depth", "choose_depth", "common_depth", "estimate_depth", "stated_in_text"]
+
 Counts = npt.NDArray[np.int64]
 """i64[65536]: visible pixels of each value."""
 

@@ -1,6 +1,7 @@
 """What stops a run of a method, found before its first second of work.
 
-Files are looked at, and headers read; no image is decoded, no network loaded and nothing written.
+Files are looked at, and headers read; of a model on the Hub the small files are fetched. No image is decoded, no
+weights are loaded, and no output is written.
 """
 
 from __future__ import annotations

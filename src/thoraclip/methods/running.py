@@ -246,11 +246,8 @@ def run_method(
         try:
             output: MethodOutput | None = import_module(method.module).run(config, context)
         except ThoraclipError:  # before the first result, as of damaged weights: nothing is left behind
-            if is_main_process() and {file.name for file in out.iterdir()} <= {"config.toml", "provenance.json"}:
-                for file in (folder.file("config.toml"), folder.file("provenance.json")):
-                    remove_file(file)
-                if is_new:
-                    out.rmdir()
+            if is_main_process():
+                folder.give_up(is_new=is_new)
             raise
         if output is not None:
             with written_together(out, "run"):

@@ -1,6 +1,6 @@
 """What stops a study, found before its first second of work: the dry run and the run ask the same questions.
 
-Files are looked at, and headers read; no image is decoded, no network loaded and nothing written.
+No image is decoded, no weights are loaded, and no output is written.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean, named
 from thoraclip.labels import LabelSet
+from thoraclip.ranges import BITS
 from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
 from thoraclip.tables.conditions import condition_truth
@@ -115,7 +116,7 @@ class Manifest:
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
         for bits in self.table["bits"].unique().to_pylist() if "bits" in self.table.column_names else ():
-            if isinstance(bits, int) and bits and not 8 <= bits <= 16:
+            if isinstance(bits, int) and bits and bits not in BITS:
                 raise ManifestError(f"manifest: bits = {bits}: 8 to 16 are expected; index the images again")
         for column in () if self.may_leak else ("split", "fold"):
             shared = self.table["patient"].filter(pa.array(self.conflicting(column)))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from thoraclip.delimited import NO_VALUE, UNKNOWN, number, read_delimited
+from thoraclip.delimited import NO_CLASS, NO_VALUE, UNKNOWN, number, read_delimited
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line, named
 from thoraclip.labels import LabelSet
@@ -214,7 +214,7 @@ def _score(cell: str | None, column: str, where: str) -> float:
 
 def _text(column: str, cell: str | None, classes: Collection[str]) -> str | None:
     """Tidy where it is a label or an id; an unknown one is null, but for a class of that name."""
-    unknown = {"label": UNKNOWN - {"none", "unknown"}, "image_id": {""}}.get(column, NO_VALUE)
+    unknown = {"label": NO_CLASS, "image_id": {""}}.get(column, NO_VALUE)
     text = tidy(cell or "")
     return None if text.lower() in unknown and not (column == "label" and text in classes) else text
 

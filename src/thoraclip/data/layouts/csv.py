@@ -265,7 +265,8 @@ def _known(name: str, value: str | None) -> str | None:
 
 
 def _coded(text: str, codes: Mapping[str, str]) -> str | None:
-    return next((code for code, words in codes.items() if loose(text) in words.split()), None)
+    word = loose(text)
+    return next((code for code, words in codes.items() if word in words.split()), None)
 
 
 def _age(text: str | None) -> float | None:

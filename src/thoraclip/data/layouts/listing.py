@@ -15,26 +15,32 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "index_command", "list_files", "require_folder", "typed", "utf8",
+    "LeftOut", "Listing", "folders_above", "index_command", "list_files", "require_folder", "typed", "utf8",
 ]  # fmt: skip
 
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
 
 
-@dataclass
-class Listing:
-    """Candidates found under a root; everything that was seen stands in one of the lists. InputError for no folder."""
+@dataclass(kw_only=True)
+class LeftOut:
+    """What was seen in a folder and gets no row, and what is to be said."""
 
-    root: Path = field(compare=False)
-    rows: list[dict[str, Any]] = field(default_factory=list)  # manifest fields known without opening the picture
     set_aside: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of what is known to be unusable
     unknown_folders: list[tuple[str, int]] = field(default_factory=list)  # not explained by the layout; files below
     other_files: list[str] = field(default_factory=list)  # that are not pictures
     system_files: list[tuple[str, int]] = field(default_factory=list)  # hidden, or a system's own; files below, or 1
     repeated_files: list[tuple[str, str]] = field(default_factory=list)  # (path, path of the file in a row or mask)
     not_in_table: list[tuple[str, int]] = field(default_factory=list)  # folder; files in it that no row names
-    lines: dict[str, str] = field(default_factory=dict, compare=False)  # first path of a class -> `table:line`
     notes: list[str] = field(default_factory=list)  # repeats, joins and conflicts, one line each
+
+
+@dataclass
+class Listing(LeftOut):
+    """Candidates found under a root; everything that was seen stands in one of the lists. InputError for no folder."""
+
+    root: Path = field(compare=False)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # manifest fields known without opening the picture
+    lines: dict[str, str] = field(default_factory=dict, compare=False)  # first path of a class -> `table:line`
     seen: Tally = field(default_factory=Tally, compare=False)  # everything that is no image
 
     def __post_init__(self) -> None:
