@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from tests.conftest import draw_picture, examples
@@ -392,6 +392,17 @@ def test_a_profile_that_shows_other_greys_is_remarked(kind: str, mode: str, gamm
     else:
         assert said is not None and ("brighter" if change > 0 else "darker") in said
         assert abs(int(re.findall(r"\d+", said)[0]) - abs(change)) <= 1
+
+
+@examples(200)
+@given(place=st.integers(0, 200), junk=st.binary(min_size=1, max_size=8), cut=st.integers(0, 300))
+@example(place=16, junk=b"\xc6", cut=0)
+def test_a_damaged_profile_changes_nothing(place: int, junk: bytes, cut: int) -> None:
+    profile = bytearray(grey_profile(1.8))
+    profile[place : place + len(junk)] = junk
+    image, stream = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)), io.BytesIO()
+    image.save(stream, "PNG", icc_profile=bytes(profile[cut:]))
+    assert np.array_equal(decode(stream.getvalue()).pixels, np.asarray(image))
 
 
 def test_two_files_that_differ_in_one_pixel(shared: Path) -> None:

@@ -140,7 +140,7 @@ def _profile_remarks(content: bytes) -> tuple[str, ...]:
     """A remark where an ICC profile shows other greys than a screen without it (sRGB) does."""
     levels, change = np.arange(48, 256, 16, dtype=np.uint8), 0
     greys = Image.fromarray(levels[None])
-    with suppress(ImageCms.PyCMSError, OSError):  # a damaged one, or one of another kind of picture
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):  # a damaged one, or one of another kind of picture
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         greys = greys.convert("L" if profile.profile.xcolor_space.strip() == "GRAY" else "RGB")
         shown = ImageCms.profileToProfile(greys, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
