@@ -13,14 +13,14 @@ CALLED: list[str] = []
 """Addresses that the process tried to reach."""
 
 
-def _refuse(self: socket.socket, address: Any) -> None:
+def _refuse(*address: Any, **_: Any) -> Any:
     CALLED.append(str(address))
     raise OSError("no network")
 
 
 def commands(*commands: list[str]) -> int:
     """Run commands without a network, and print what MLflow and trackio hold after each."""
-    socket.socket.connect = _refuse  # type: ignore[method-assign, assignment]
+    socket.getaddrinfo = socket.socket.connect = _refuse  # type: ignore[assignment, method-assign]
     for command in commands:
         code = run(command)
         sys.stdout.write(
