@@ -14,8 +14,8 @@ COMMANDS = ("index", "check", "report", "audit", "export", "predict")
 HEAD = """# JSON
 
 `--json` prints the result of a command as one JSON document on standard output. Progress and notes go to standard
-error. Exit codes are the same as without it. With code 1 (`check --strict` found a leak) there is a document; with code 2
-(a mistake) there is one line on standard error and nothing on standard output.
+error. Exit codes are the same as without it. With code 1 (`check --strict` found a leak) there is a document. With
+code 2 (a mistake) there is one line on standard error and nothing on standard output.
 
 ```sh
 thoraclip check folds.parquet --json | jq -r '.leaks[]'
@@ -23,10 +23,11 @@ thoraclip report runs/* --out report --json | jq '.methods[] | {name, macro_f1: 
 thoraclip predict bundle images/ --json | jq '.rows[] | select(.ood)'
 ```
 
-A document is what the command writes into a file, or what the [Python function](api.md) returns. `schema` is the number of
-its form: under the same number, names may be added; none is removed and none changes its meaning. Accuracies, scores and
-other shares are from 0 to 1. The text is ASCII; other letters are escaped. Each document has a JSON Schema (2020-12)
-beside this page. `study --json` prints the content of `report.json`, and with `--dry-run` the [plan](index.md).
+A document is what the command writes into a file, or what the [Python function](api.md) returns. `schema` is the
+number of its form: under the same number, names may be added; none is removed and none changes its meaning. Accuracies,
+scores and other shares are from 0 to 1. The text is ASCII; other letters are escaped. Each document has a JSON Schema
+(2020-12) beside this page. `study --json` prints the content of `report.json`, and with `--dry-run` the
+[plan](index.md).
 
 Without `--out`, `predict --json` holds all rows in memory; for a large archive name a file with `--out`."""
 
