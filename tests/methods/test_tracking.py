@@ -17,7 +17,7 @@ from tests.methods import tracking_worker
 
 from thoraclip.cards.model_card import judge_run
 from thoraclip.cli.app import run
-from thoraclip.errors import ConfigError
+from thoraclip.errors import ConfigError, TrainingError
 from thoraclip.methods import tracking
 from thoraclip.methods.tracking import FILE, TRACKERS, Results, TrackedRun, require_trackers, results_of, send_results
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -167,7 +167,7 @@ def tracked(folder: Path, fingerprint: str = "f", names: tuple[str, ...] = ("wan
 
 
 def test_an_interrupted_run_goes_on_in_the_same_one_and_results_are_sent_once(
-    runs: dict[str, list[Any]], tmp_path: Path
+    runs: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt), tracked(tmp_path) as one:
         one.log({"loss": 1.5}, step=7)
@@ -195,6 +195,12 @@ def test_an_interrupted_run_goes_on_in_the_same_one_and_results_are_sent_once(
         with other:
             assert other.sent is None
     assert len(runs) == 3, "another result, or other trackers: another run"
+    monkeypatch.setattr(StandIn, "fails", "log")
+    with (
+        pytest.raises(TrainingError, match=r"tracker wandb failed at step 3 \(no network\); mend it, or leave"),
+        tracked(tmp_path, "h") as one,
+    ):
+        one.log({"loss": 1.5}, step=3)
     with TrackedRun((), tmp_path / "nothing", fingerprint="f", settings={}) as nothing:
         nothing.log({"loss": 1.0}, step=1)
     assert not (tmp_path / "nothing").exists()

@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from thoraclip.cards.model_card import judge_run
 from thoraclip.documents import kept_json
-from thoraclip.errors import ConfigError, MissingExtraError, did_you_mean, first_line
+from thoraclip.errors import ConfigError, MissingExtraError, TrainingError, did_you_mean, first_line
 from thoraclip.runs import digest, write_json
 from thoraclip.tables.predictions import Predictions
 
@@ -195,14 +195,23 @@ class TrackedRun:
             tracker.store_init_configuration(plain)
 
     def __exit__(self, *error: object) -> None:
-        with redirect_stdout(sys.stderr):
-            for name, tracker in self._open.items():
+        for name, tracker in self._open.items():
+            with (
+                redirect_stdout(sys.stderr),
+                suppress(Exception),
+            ):  # all was sent; a run that is not ended loses nothing
                 TRACKERS[name].finish(tracker)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """The values of a step."""
-        for tracker in self._open.values():
-            tracker.log(dict(values), step=step)
+        """The values of a step; raises TrainingError where a tracker fails."""
+        for name, tracker in self._open.items():
+            try:
+                tracker.log(dict(values), step=step)
+            except Exception as error:
+                raise TrainingError(
+                    f"tracker {name} failed at step {step} ({first_line(error)}); mend it, or leave it out, and run the "
+                    "same command again to go on"
+                ) from error
 
     def send(self, results: Results, name: str) -> None:
         """The results of the finished run, and note in `trackers.json` that those of this `name` were sent."""
