@@ -209,8 +209,8 @@ class TrackedRun:
                 tracker.log(dict(values), step=step)
             except Exception as error:
                 raise TrainingError(
-                    f"tracker {name} failed at step {step} ({first_line(error)}); mend it, or leave it out, and run the "
-                    "same command again to go on"
+                    f"tracker {name} failed at step {step} ({first_line(error)}); mend it, or leave it out, and run "
+                    "the same command again to go on"
                 ) from error
 
     def send(self, results: Results, name: str) -> None:
