@@ -14,22 +14,20 @@ __all__ = ["report_figures"]
 
 
 def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
-    """Name -> function that draws SVG text, in the order of the page: `forest`, `confusion METHOD`,
-    `reliability METHOD`, `selective`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`,
-    `audit METHOD`, where the report has what they show.
+    """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`,
+    `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `audit METHOD`, where the report has
+    what they show.
 
     Args:
         report: the content of `report.json`.
     """
-    found: dict[str, Callable[[], str]] = {}
-    if report["verdict"]:
-        found |= _of_methods(report) | _of_classes(report)
-    for one in report.get("external", ()):
-        if one["methods"]:
-            draw = partial(figures.dumbbell_figure, ordered_outside(report, one), one["name"])
-            found[f"external {one['name']}"] = draw
-    audits = report.get("audits", {})
-    return found | {f"audit {name}": partial(figures.audit_figure, one["tests"]) for name, one in audits.items()}
+    external, audits = (one for one in report.get("external", ()) if one["methods"]), report.get("audits", {})
+    found: dict[str, Callable[[], str]] = {
+        f"external {one['name']}": partial(figures.dumbbell_figure, ordered_outside(report, one), one["name"])
+        for one in external
+    }
+    found |= {f"audit {name}": partial(figures.audit_figure, one["tests"]) for name, one in audits.items()}
+    return found | _of_methods(report) | _of_classes(report) if report["verdict"] else found
 
 
 def _of_methods(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
@@ -46,10 +44,11 @@ def _of_methods(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
 def _of_classes(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """ROC curves of all methods; of those that have them, the curves of usefulness; and the best method's groups."""
     methods, images = ordered(report["methods"]), report["sample"]["images_per_class"]
-    found: dict[str, Callable[[], str]] = {}
     useful, grouped = ([m for m in methods if m.get(key)] for key in ("predictive_values", "subgroups"))
+    found: dict[str, Callable[[], str]] = {
+        f"roc {label}": partial(curve_figures.roc_figure, ranked(methods), label) for label in report["classes"]
+    }
     for label in report["classes"]:
-        found[f"roc {label}"] = partial(curve_figures.roc_figure, ranked(methods), label)
         if useful:
             share = images[label] / sum(images.values())
             found[f"pr {label}"] = partial(curve_figures.pr_figure, useful, label, share)
