@@ -20,7 +20,7 @@ SMALLER = {
     "trivial(folds, ": "trivial(folds, max_iter=5, ",
     "probe(folds, ": "probe(folds, l2_steps=3, ",
     '"epochs": 4': '"epochs": 1',
-    "resamples=500": "resamples=100",
+    'out=out / "report")': 'out=out / "report", resamples=100)',
 }
 """The same steps on less."""
 

@@ -120,7 +120,7 @@ class NotebookBar(_Display):
         sys.stdout.write(f"{text}\n")
 
     def __repr__(self) -> str:
-        return " ".join(filter(None, (self._text, self._stage)))
+        return "; ".join(filter(None, (self._text, self._stage)))
 
     def _repr_html_(self) -> str:
         style = "width: 20em; max-width: 50%; vertical-align: middle"
