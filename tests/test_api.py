@@ -74,6 +74,7 @@ def test_a_study_takes_settings_as_keywords(manifest_file: Path, tmp_path: Path)
     (tmp_path / "s.toml").write_text('manifest = "m.parquet"\n[[methods]]\nkind = "trivial"\nmax_iter = 5\n')
     report = thoraclip.run_study(str(tmp_path / "s.toml"), out=str(tmp_path / "s"), seeds=[0, 1], resamples=100)
     assert report["methods"][0]["seeds"] == [0, 1]
+    assert isinstance(report, thoraclip.Report) and report.folder == tmp_path / "s" and "forest" in report.figures
     with pytest.raises(ConfigError, match="unknown setting 'sedes'; did you mean 'seeds'"):
         thoraclip.run_study(tmp_path / "s.toml", out=tmp_path / "s", sedes=[0, 1])
 

@@ -11,8 +11,8 @@ A file or folder is text, a `Path` or another path-like, such as a `Run`; a mani
 that the user can mend is a `ThoraclipError`.
 
 Nothing is printed unless it is asked for. `progress=True` writes progress and messages to standard error, or draws a
-bar in a notebook. A program that shows them by itself gives `progress`, called with (done, total), and `announce`, called with a line of text. The
-total is 0 where it is not known.
+bar in a notebook. A program that shows them by itself gives `progress`, called with (done, total), and `announce`,
+called with a line of text. The total is 0 where it is not known.
 
 `probe`, `finetune` and the other methods have no function of their own in the code: `api.methods` makes one for each
 entry of `METHODS`.
