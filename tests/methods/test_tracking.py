@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate.tracking
+import jsonschema
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tests import forked
@@ -111,6 +112,9 @@ def test_real_trackers_get_losses_test_metrics_table_and_card_once(
         assert whole["history"][f"{prefix}/macro_f1"] == [[0, pytest.approx(rows[method]["macro_f1"]["value"])]]
     assert {"report.json", "report.html", "report.md", "results.json"} == set(whole["files"])
     assert "trackers" not in (tmp_path / "study" / "report.json").read_text()
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "report.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(report)
+    assert report.keys() <= schema["properties"].keys(), "a study's report is described, too"
 
 
 def in_folder(folder: str, commands: list[list[str]]) -> int:
