@@ -64,8 +64,12 @@ class TowerClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, S, S] -> logits [B, C]."""
-        logits: Tensor = self.classifier(self._features(pixels)[0])
+        logits: Tensor = self.classifier(self.pooled(pixels))
         return logits
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, S, S] -> what the linear layer reads, f32[B, D]."""
+        return self._features(pixels)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
