@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.checkpoints import SIDE, save_checkpoint, save_classifier
+from tests.checkpoints import SIDE, TOWERS, save_checkpoint, save_classifier, save_tower
 from tests.conftest import draw_picture, files
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer, pipeline
 
@@ -20,7 +20,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.classifiers import EncoderClassifier
-from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.dual_encoder import load_dual_encoder, load_vision_encoder
 from thoraclip.models.heads import LinearHead
 from thoraclip.models.plain_folder import (
     OpenedPlain,
@@ -30,6 +30,7 @@ from thoraclip.models.plain_folder import (
     plain_dual_encoder,
     write_plain,
 )
+from thoraclip.models.vision_encoder import VisionEncoder
 
 LABELS = LabelSet(("a|b", "Normal", "COVID"))
 PROMPTS = {"a|b": ("a chest x-ray",), "Normal": ("lungs", "no finding at all"), "COVID": ("white lungs",)}
@@ -47,8 +48,11 @@ def dual(family: str, folder: Path, **options: Any) -> EncoderClassifier:
 
 def probe(family: str, folder: Path, **options: Any) -> EncoderClassifier:
     """A head of standardised features as a probe fits it, of any numbers."""
-    encoder = load_dual_encoder(save_checkpoint(family, folder), precision="fp32", device="cpu", **options)
-    rng, width = np.random.default_rng(0), 16
+    return probe_on(load_dual_encoder(save_checkpoint(family, folder), precision="fp32", device="cpu", **options))
+
+
+def probe_on(encoder: VisionEncoder) -> EncoderClassifier:
+    rng, width = np.random.default_rng(0), encoder.encode_greys(np.zeros((1, SIDE, SIDE), np.uint8))[0].shape[1]
     mean, scale, weight, bias = rng.normal(size=width), rng.uniform(0.5, 2, width), rng.normal(size=(3, width)), rng.normal(size=3)  # fmt: skip
     head = LinearHead(LABELS, *(array.astype(np.float32) for array in (mean, scale, weight, bias)))
     return EncoderClassifier(encoder, head, "pooled")
@@ -139,6 +143,33 @@ def test_a_probe_on_dinov2_is_an_image_classifier_with_nothing_on_the_patches(tm
     scores = {one["label"]: one["score"] for one in classify(Image.fromarray(PICTURES[0]), top_k=None)}
     own = classifier.predict(preprocess(PICTURES[0], classifier.preprocess)[None])[0]
     np.testing.assert_allclose([scores[name] for name in LABELS.names], own, atol=1e-5)
+
+
+SAME = {
+    "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "vit": "ViT", "vit_msn": "ViTMSN",
+    "convnext": "ConvNext", "convnextv2": "ConvNextV2", "resnet": "ResNet", "regnet": "RegNet", "swin": "Swin",
+    "swinv2": "Swinv2", "beit": "Beit", "deit": "DeiT", "mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2",
+    "efficientnet": "EfficientNet",
+}  # fmt: skip
+"""Towers whose image classifier in Transformers reads their pooled output."""
+
+
+@pytest.mark.parametrize("model_type", TOWERS)
+def test_a_probe_on_a_tower_alone(model_type: str, tmp_path: Path) -> None:
+    classifier = probe_on(load_vision_encoder(save_tower(model_type, tmp_path / "base"), precision="fp32", device="cpu"))
+    if model_type not in SAME:
+        with pytest.raises(InputError, match=rf"model '.*': Transformers has no image classifier of type '{model_type}'"):
+            image_classifier(classifier)
+        return
+    plain = image_classifier(classifier)
+    (tmp_path / "out").mkdir()
+    write_plain(tmp_path / "out", plain)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert type(model).__name__ == plain.architecture == f"{SAME[model_type]}ForImageClassification"
+    pixels = pixels_of(tmp_path / "out", PICTURES)
+    with torch.inference_mode():
+        own = classifier.logits(pixels)
+        np.testing.assert_allclose(model(pixels).logits, own, atol=1e-5 * max(1.0, float(own.abs().max())))
 
 
 @pytest.mark.parametrize(

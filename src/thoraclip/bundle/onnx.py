@@ -105,7 +105,8 @@ def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
 def _of_encoder(classifier: EncoderClassifier) -> tuple[nn.Module, nn.Module]:
     encoder = classifier.encoder
     model = copy.deepcopy(encoder.model).cpu()
-    del model.text_model
+    if "text" in encoder.towers:
+        del model.text_model
     moved = replace(encoder, model=model, device=torch.device("cpu"), precision="fp32")
     weight, bias = classifier.head.folded()
     linear = nn.Linear(weight.shape[1], weight.shape[0])

@@ -22,8 +22,7 @@ from thoraclip.imaging import preprocess
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.original import chosen_fold
 from thoraclip.methods.predictors import FinishedRun
-from thoraclip.models.backbones import Backbone
-from thoraclip.models.classifiers import Classifier
+from thoraclip.models.classifiers import Classifier, EncoderClassifier
 from thoraclip.models.plain_folder import (
     OpenedPlain,
     PlainModel,
@@ -108,10 +107,11 @@ def merge_run(
 
 
 def _plain(run: FinishedRun, classifier: Classifier, labels: LabelSet) -> PlainModel:
-    if run.method.fits_head or isinstance(classifier, Backbone):
-        return image_classifier(classifier)
-    prompts = load_prompts(run.config.prompts)
-    return plain_dual_encoder(classifier, {name: prompts.for_class(name) for name in labels.names})
+    """A head on the tower becomes one of Transformers; one on the space shared with text is made of prompts."""
+    if isinstance(classifier, EncoderClassifier) and classifier.features == "projected":
+        prompts = load_prompts(run.config.prompts)
+        return plain_dual_encoder(classifier, {name: prompts.for_class(name) for name in labels.names})
+    return image_classifier(classifier)
 
 
 def _adapter(run: FinishedRun) -> str:

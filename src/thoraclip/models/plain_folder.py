@@ -24,6 +24,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import Backbone, TowerClassifier
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
 from thoraclip.models.classifiers import Classifier, EncoderClassifier
+from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import write_about
 from thoraclip.models.image_processor import preprocessor_json
 from thoraclip.runs import write_json
@@ -88,9 +89,10 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
             aspect ratio.
     """
     encoder = classifier.encoder
+    assert isinstance(encoder, DualEncoder), "prompts are compared in the space of both towers"
     try:
         with torch.inference_mode():
-            encoder.model.vision_model(pixel_values=_noise(classifier))
+            encoder.tower(pixel_values=_noise(classifier))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"model '{encoder.name}': {type(encoder.model).__name__} does not take images of side "
@@ -103,7 +105,7 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
         texts=Texts(
             tokenizer=encoder.tokenizer,
             prompts=prompts,
-            padding=encoder.family.padding,
+            padding=encoder.architecture.padding,
             length=int(min(encoder.tokenizer.model_max_length, encoder.model.config.text_config.max_position_embeddings)),
         ),
     )
@@ -130,7 +132,7 @@ def _tower(classifier: Classifier) -> _Tower:
         encoder = classifier.encoder
         configs = (classifier.network.config, encoder.model.config)
         weight, bias = classifier.head.folded()
-        return _Tower(classifier.network, configs, lambda pixels: encoder.image_features(pixels)[0], weight, bias)
+        return _Tower(classifier.network, configs, encoder.pooled, weight, bias)
     network: Any = classifier.network
     head = [parameter.detach().cpu().double().numpy() for parameter in network.classifier.parameters()]
     configs = (network.vision_model.config, classifier.config)
