@@ -55,6 +55,7 @@ __all__ = [
     "index",
     "load_dual_encoder",
     "load_prompts",
+    "merge",
     "open_bundle",
     "overlap",
     "phantom",

@@ -90,9 +90,14 @@ def test_a_dual_encoder_is_opened_by_auto_model(family: str, geometry: str, tmp_
     with torch.inference_mode():
         own = classifier.logits(pixels)
     np.testing.assert_allclose(own.double(), expected, atol=1e-5 * max(1.0, float(expected.abs().max())))
-    np.testing.assert_allclose(OpenedPlain(folder, plain).logits(pixels), own, atol=1e-5 * max(1.0, float(own.abs().max())))
+    np.testing.assert_allclose(
+        OpenedPlain(folder, plain).logits(pixels), own, atol=1e-5 * max(1.0, float(own.abs().max()))
+    )
     again = load_dual_encoder(folder, geometry=geometry, precision="fp32", device="cpu")
-    assert (again.preprocess, again.fingerprint) == (classifier.preprocess, load_dual_encoder(tmp_path / "two").fingerprint)
+    assert (again.preprocess, again.fingerprint) == (
+        classifier.preprocess,
+        load_dual_encoder(tmp_path / "two").fingerprint,
+    )
     greys = np.stack([np.asarray(Image.fromarray(g).resize((SIDE, SIDE))) for g in PICTURES])
     np.testing.assert_array_equal(again.encode_greys(greys)[1], classifier.encoder.encode_greys(greys)[1])
 
@@ -156,9 +161,13 @@ SAME = {
 
 @pytest.mark.parametrize("model_type", TOWERS)
 def test_a_probe_on_a_tower_alone(model_type: str, tmp_path: Path) -> None:
-    classifier = probe_on(load_vision_encoder(save_tower(model_type, tmp_path / "base"), precision="fp32", device="cpu"))
+    classifier = probe_on(
+        load_vision_encoder(save_tower(model_type, tmp_path / "base"), precision="fp32", device="cpu")
+    )
     if model_type not in SAME:
-        with pytest.raises(InputError, match=rf"model '.*': Transformers has no image classifier of type '{model_type}'"):
+        with pytest.raises(
+            InputError, match=rf"model '.*': Transformers has no image classifier of type '{model_type}'"
+        ):
             image_classifier(classifier)
         return
     plain = image_classifier(classifier)

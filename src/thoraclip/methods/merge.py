@@ -16,7 +16,6 @@ import torch
 
 from thoraclip.cards.derived_card import JudgedRun, folder_card
 from thoraclip.data.batches import read_pixels
-from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ParityError
 from thoraclip.imaging import preprocess
 from thoraclip.labels import LabelSet, load_prompts
@@ -119,7 +118,9 @@ def _adapter(run: FinishedRun) -> str:
     return "the adapter of this run" if run.method.trains_adapters else getattr(run.config, "adapter", "")
 
 
-def _compare(opened: OpenedPlain, classifier: Classifier, manifest: Manifest, progress: Progress | None) -> dict[str, Any]:
+def _compare(
+    opened: OpenedPlain, classifier: Classifier, manifest: Manifest, progress: Progress | None
+) -> dict[str, Any]:
     """How far the folder is from the run's own classifier, on images of its test split or fold.
 
     `largest_difference` is of logits on the pixels that the folder's processor makes, `largest_logit` the largest one.

@@ -6,8 +6,7 @@ architecture's own `...ForImageClassification`, where that reads the very featur
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from thoraclip.dtypes import Floats, Greys, Singles
+from thoraclip.documents import kept_json, read_json
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -27,6 +27,7 @@ from thoraclip.models.classifiers import Classifier, EncoderClassifier
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import write_about
 from thoraclip.models.image_processor import preprocessor_json
+from thoraclip.models.standard_head import EXPORT_INSTEAD, noise_pixels, set_labels, with_standard_head
 from thoraclip.runs import write_json
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 _NOTE = "thoraclip.json"
-_REMEDY = "`thoraclip export RUN --out BUNDLE` makes a bundle of it"
 _UNSTEADY = ("is_local", "local_files_only", "name_or_path")
 """Of a tokenizer's configuration: where it was read from."""
 
@@ -70,17 +70,6 @@ class PlainModel:
         return type(self.network).__name__
 
 
-@dataclass(frozen=True)
-class _Tower:
-    """A vision tower with a linear layer on its pooled output."""
-
-    network: Any  # the tower, a Transformers model
-    configs: tuple[Any, ...]  # of which the first that has an image classifier counts
-    pooled: Callable[[Tensor], Tensor]  # f32[B, 3, S, S] -> f32[B, D]
-    weight: Floats  # f64[C, D]
-    bias: Floats  # f64[C]
-
-
 def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tuple[str, ...]]) -> PlainModel:
     """The dual encoder under a zero-shot classifier, whose classes have these prompts.
 
@@ -92,11 +81,11 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
     assert isinstance(encoder, DualEncoder), "prompts are compared in the space of both towers"
     try:
         with torch.inference_mode():
-            encoder.tower(pixel_values=_noise(classifier))
+            encoder.tower(pixel_values=noise_pixels(classifier))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"model '{encoder.name}': {type(encoder.model).__name__} does not take images of side "
-            f"{classifier.preprocess.size} as an image processor makes them ({first_line(error)}); {_REMEDY}"
+            f"{classifier.preprocess.size} as an image processor makes them ({first_line(error)}); {EXPORT_INSTEAD}"
         ) from error
     return PlainModel(
         network=encoder.model,
@@ -106,7 +95,9 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
             tokenizer=encoder.tokenizer,
             prompts=prompts,
             padding=encoder.architecture.padding,
-            length=int(min(encoder.tokenizer.model_max_length, encoder.model.config.text_config.max_position_embeddings)),
+            length=int(
+                min(encoder.tokenizer.model_max_length, encoder.model.config.text_config.max_position_embeddings)
+            ),
         ),
     )
 
@@ -122,93 +113,9 @@ def image_classifier(classifier: Classifier) -> PlainModel:
     if isinstance(classifier, Backbone) and not isinstance(classifier.network, TowerClassifier):
         network = classifier.network
     else:
-        network = _with_head(_tower(classifier), classifier)
-    _with_labels(network.config, classifier.labels)
+        network = with_standard_head(classifier)
+    set_labels(network.config, classifier.labels)
     return PlainModel(network=network, preprocess=classifier.preprocess, labels=classifier.labels)
-
-
-def _tower(classifier: Classifier) -> _Tower:
-    if isinstance(classifier, EncoderClassifier):
-        encoder = classifier.encoder
-        configs = (classifier.network.config, encoder.model.config)
-        weight, bias = classifier.head.folded()
-        return _Tower(classifier.network, configs, encoder.pooled, weight, bias)
-    network: Any = classifier.network
-    head = [parameter.detach().cpu().double().numpy() for parameter in network.classifier.parameters()]
-    configs = (network.vision_model.config, classifier.config)
-    return _Tower(network.vision_model, configs, network.pooled, head[0], head[1])
-
-
-def _with_head(tower: _Tower, classifier: Classifier) -> Any:
-    """The architecture's image classifier around a copy of the tower, its head set so that the logits stay."""
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSES
-
-    config = next((config for config in tower.configs if type(config) in CLASSES), None)
-    if config is None:
-        raise InputError(
-            f"model '{_name_of(classifier)}': Transformers has no image classifier of type "
-            f"'{tower.configs[0].model_type}'; {_REMEDY}"
-        )
-    kinds = CLASSES[type(config)]
-    with quiet(), torch.random.fork_rng(devices=[]):
-        settings = _with_labels(type(config).from_dict(config.to_dict()), classifier.labels)
-        network = (kinds[0] if isinstance(kinds, tuple) else kinds)._from_config(settings).float().eval()
-    own = next((m for m in network.children() if isinstance(m, type(tower.network))), None)
-    heads = [m for m in network.modules() if isinstance(m, nn.Linear) and own is not None and not _is_in(m, own)]
-    name = f"{type(network).__name__} of model '{_name_of(classifier)}'"
-    if own is None or len(heads) != 1:
-        raise InputError(f"{name}: its head cannot be told from its tower; {_REMEDY}")
-    missing = own.load_state_dict(tower.network.state_dict(), strict=False).missing_keys
-    network.to(next(tower.network.parameters()).device)
-    places = None if missing else _places(network, heads[0], tower, _noise(classifier))
-    if places is None:
-        raise InputError(
-            f"{name}: its head does not read the feature that this classifier reads, the tower's pooled output, but "
-            f"pools the tokens otherwise; {_REMEDY}, and merge of a finetune's run writes the tower itself"
-        )
-    with torch.no_grad():
-        heads[0].weight.zero_()
-        heads[0].weight[:, places].copy_(torch.from_numpy(tower.weight))
-        heads[0].bias.copy_(torch.from_numpy(tower.bias))
-    return network
-
-
-def _with_labels(config: Any, labels: LabelSet) -> Any:
-    config.id2label = dict(enumerate(labels.names))
-    config.label2id = {name: number for number, name in enumerate(labels.names)}
-    return config
-
-
-def _name_of(classifier: Classifier) -> str:
-    """As the user named the model."""
-    return classifier.encoder.name if isinstance(classifier, EncoderClassifier) else classifier.name
-
-
-def _is_in(module: nn.Module, other: nn.Module) -> bool:
-    return any(module is inner for inner in other.modules())
-
-
-@torch.inference_mode()
-def _places(network: nn.Module, head: nn.Linear, tower: _Tower, pixels: Tensor) -> slice | None:
-    """Which inputs of the head are the tower's pooled output; `None` where none are. It is tried, on noise."""
-    inputs: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    try:
-        network(pixel_values=pixels)
-    except (TypeError, ValueError, RuntimeError):  # takes its pixels in another form
-        return None
-    finally:
-        hook.remove()
-    wanted = tower.pooled(pixels).float()
-    given = inputs[0].float()[:, : wanted.shape[1]]  # DINOv2 appends the mean of the patches to it
-    near = 1e-4 * float(wanted.abs().max())
-    is_same = given.shape == wanted.shape and bool(torch.allclose(given, wanted, rtol=0, atol=near))
-    return slice(0, wanted.shape[1]) if is_same else None
-
-
-def _noise(classifier: Classifier) -> Tensor:
-    side, generator = classifier.preprocess.size, torch.Generator().manual_seed(0)
-    return classifier.expand(torch.randint(0, 256, (2, side, side), generator=generator, dtype=torch.uint8))
 
 
 def write_plain(folder: Path, plain: PlainModel, **facts: Any) -> None:
@@ -224,7 +131,7 @@ def write_plain(folder: Path, plain: PlainModel, **facts: Any) -> None:
         if plain.texts:
             plain.texts.tokenizer.save_pretrained(folder)
             path = folder / "tokenizer_config.json"
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             write_json(path, {name: value for name, value in content.items() if name not in _UNSTEADY})
     write_json(folder / "preprocessor_config.json", preprocessor_json(plain.preprocess))
     files = sorted({path.name for path in folder.iterdir()} | {_NOTE, "README.md"})
@@ -238,11 +145,9 @@ def write_plain(folder: Path, plain: PlainModel, **facts: Any) -> None:
 
 def is_plain_folder(folder: Path) -> bool:
     """True for a folder that `write_plain` wrote, and nothing else in it."""
-    try:
-        files = json.loads((folder / _NOTE).read_text(encoding="utf-8"))["facts"]["files"]
-        return {path.name for path in folder.iterdir()} <= set(files)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    facts = kept_json(folder / _NOTE).get("facts")
+    files = facts.get("files") if isinstance(facts, Mapping) else None
+    return isinstance(files, list) and all(path.name in files for path in folder.iterdir())
 
 
 class OpenedPlain:
@@ -259,7 +164,9 @@ class OpenedPlain:
     def __init__(self, folder: Path, plain: PlainModel) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
-        network: Any = load_model(find_checkpoint(str(folder)), AutoModel if plain.texts else AutoModelForImageClassification)
+        network: Any = load_model(
+            find_checkpoint(str(folder)), AutoModel if plain.texts else AutoModelForImageClassification
+        )
         if type(network) is not type(plain.network):
             raise ModelError(f"{folder}: opens as {type(network).__name__}, and {plain.architecture} was written")
         self._network, self._texts = network.eval().to(plain.network.device), plain.texts
@@ -285,4 +192,5 @@ class OpenedPlain:
         output = self._network(**tokens.to(pixels.device), pixel_values=pixels)
         groups = output.text_embeds.split([len(group) for group in texts.prompts.values()])
         vectors = nn.functional.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
-        return self._network.logit_scale.exp() * output.image_embeds @ vectors.T
+        logits: Tensor = self._network.logit_scale.exp() * output.image_embeds @ vectors.T
+        return logits
