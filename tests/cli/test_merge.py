@@ -29,6 +29,7 @@ from thoraclip.methods.finetune import Config as Finetune
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.probe import Config as Probe
 from thoraclip.methods.running import run_method
+from thoraclip.methods.zeroshot import Config as Zeroshot
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.image_processor import preprocessor_json
 from thoraclip.tables.manifest import write_manifest
@@ -136,6 +137,8 @@ def test_a_run_over_folds_gives_the_classifier_of_one(
     assert "has no such fold; its folds: 0, 1" in capsys.readouterr().err
     run_method("probe", Probe(model=model, adapter=str(tmp_path / "tuned"), l2_steps=1, l2_min=1, l2_max=1, precision="fp32"), manifest, tmp_path / "probe")  # fmt: skip
     assert thoraclip.merge(tmp_path / "probe", out=tmp_path / "p")["architecture"] == "Dinov2ForImageClassification"
+    run_method("zeroshot", Zeroshot(model=model, precision="fp32"), manifest, tmp_path / "frozen")
+    assert thoraclip.merge(tmp_path / "frozen", out=tmp_path / "f", images=2)["fold"] is None, "one for all folds"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_dual_encoder_is_opened_by_auto_model(family: str, geometry: str, tmp_
     np.testing.assert_array_equal(again.encode_greys(greys)[1], classifier.encoder.encode_greys(greys)[1])
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "vision-text-dual-encoder"])
 def test_the_pipeline_gives_the_scores_of_single_prompts(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +120,7 @@ def test_the_pipeline_gives_the_scores_of_single_prompts(
     texts = [text for (text,) in single.values()]
     answers = classify(Image.fromarray(PICTURES[0]), candidate_labels=texts, hypothesis_template="{}")
     found = np.array([next(a["score"] for a in answers if a["label"] == text) for text in texts])
-    if family == "clip":
+    if family != "siglip":
         expected = classifier.predict(preprocess(PICTURES[0], encoder.preprocess)[None])[0]
     else:
         with torch.inference_mode():

@@ -78,6 +78,7 @@ def merge_run(
     classifier = replace(run, config=replace(run.config, precision="fp32")).classifier(chosen, labels)
     plain = _plain(run, classifier, labels)
     rows = dict(run.parts(manifest))[chosen]
+    chosen = None if run.distinct_folds == (None,) else chosen  # one frozen classifier is that of every fold
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(np.int64))]
     judged = JudgedRun(
         name=run.folder.resolve().name,
