@@ -129,28 +129,29 @@ def _compare(
     levels. `other_answers` counts images that get another answer with each from its own pixels.
     """
     files = list(zip(manifest.paths(), manifest.column("sha256"), manifest.bits, strict=True))
-    ours, theirs, own_logits, logits = [], [], [], []
-    spec, grey_level = classifier.preprocess, 255 * np.asarray(classifier.preprocess.std)[:, None, None]
+    spec = classifier.preprocess
+    level = 255 * np.asarray(spec.std)[:, None, None]  # grey levels of one unit of pixels
     device = classifier.expand(np.zeros((1, 1, 1), np.uint8)).device
+    wanted, found, answers, apart = [], [], [], []
     for first in range(0, len(files), _BATCH):
-        greys = [read_pixels(*file[:2], bits=file[2]) for file in files[first : first + _BATCH]]
+        greys = [read_pixels(path, sha256, bits=bits) for path, sha256, bits in files[first : first + _BATCH]]
         own = np.stack([preprocess(grey, spec) for grey in greys])
         made = np.stack([opened.pixels(grey) for grey in greys])
-        ours += [*np.abs((own - made) * grey_level).mean(axis=(1, 2, 3))]
         pixels = torch.from_numpy(made).to(device)
         with torch.inference_mode():
-            theirs.append(classifier.logits(pixels).double().cpu().numpy())
-            own_logits.append(classifier.predict(own))
-        logits.append(opened.logits(pixels).double().cpu().numpy())
+            wanted.append(classifier.logits(pixels).double().cpu().numpy())
+        found.append(opened.logits(pixels).double().cpu().numpy())
+        answers.append(classifier.predict(own).argmax(axis=1))
+        apart.append((np.abs(own - made) * level).mean(axis=(1, 2, 3)))
         if progress:
             progress(min(first + _BATCH, len(files)), len(files))
-    found, wanted = np.concatenate(logits), np.concatenate(theirs)
+    logits, expected = np.concatenate(found), np.concatenate(wanted)
     return {
         "images": len(files),
-        "largest_difference": float(np.abs(found - wanted).max()),
-        "largest_logit": float(np.abs(wanted).max()),
-        "grey_difference": float(max(ours)),
-        "other_answers": int((found.argmax(axis=1) != np.concatenate(own_logits).argmax(axis=1)).sum()),
+        "largest_difference": float(np.abs(logits - expected).max()),
+        "largest_logit": float(np.abs(expected).max()),
+        "grey_difference": float(np.concatenate(apart).max()),
+        "other_answers": int((logits.argmax(axis=1) != np.concatenate(answers)).sum()),
     }
 
 
