@@ -43,6 +43,7 @@ def test_what_needs_texts_is_refused_with_the_reason(
     command: list[str], images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     model = save_tower("dinov2", tmp_path / "tower")
+    capsys.readouterr()
     out = tmp_path / "run"
     assert run([command[0], str(images), "--out", str(out), "--set", f"model={model}", *command[1:]]) == 2
     message = capsys.readouterr().err
