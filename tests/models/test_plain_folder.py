@@ -72,6 +72,7 @@ def test_a_dual_encoder_is_opened_by_auto_model(family: str, geometry: str, tmp_
         (tmp_path / out).mkdir()
         write_plain(tmp_path / out, plain, prompts=PROMPTS)
     assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert len({path.stat().st_mode for path in (tmp_path / "one").iterdir()}) == 1, "whoever may read one may read all"
     assert str(tmp_path).encode() not in b"".join(f for n, f in files(tmp_path / "one").items() if n.endswith("json"))
     folder = tmp_path / "one"
     pixels = pixels_of(folder, PICTURES[:3])

@@ -133,6 +133,8 @@ def write_plain(folder: Path, plain: PlainModel, **facts: Any) -> None:
             path = folder / "tokenizer_config.json"
             content = read_json(path)
             write_json(path, {name: value for name, value in content.items() if name not in _UNSTEADY})
+    for weights in folder.glob("*.safetensors"):  # which safetensors makes for this user alone
+        weights.chmod((folder / "config.json").stat().st_mode)
     write_json(folder / "preprocessor_config.json", preprocessor_json(plain.preprocess))
     files = sorted({path.name for path in folder.iterdir()} | {_NOTE, "README.md"})
     write_about(
