@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from thoraclip.api.data import card, check, index, overlap, phantom, select, split
-from thoraclip.api.deployment import export, predict, serve
+from thoraclip.api.deployment import export, merge, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
 from thoraclip.api.start import demo, run_study
@@ -83,6 +83,7 @@ COMMANDS = (
     Command("Judgement", report, show.report, document=documents.content),
     Command("Judgement", audit, show.audit, document=documents.content),
     Command("Judgement", explain, show.explanation),
+    Command("Deployment", merge, show.merged),
     Command("Deployment", export, show.parity, document=documents.content),
     Command("Deployment", predict, show.predict, call=_predict, document=documents.predict),
     Command("Deployment", serve, lambda *_: None),  # it has spoken while it ran

@@ -8,6 +8,7 @@
     running.py                  what happens around `run`: folder, folds, resume, files
     tracking.py                 what MLflow, TensorBoard, trackio and W&B get
     predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
+    merge.py                    from a finished run to a plain Transformers folder
 """
 
 from __future__ import annotations
