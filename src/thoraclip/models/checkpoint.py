@@ -22,11 +22,13 @@ from thoraclip.models.files import (
     fingerprint,
     locate,
     not_found,
+    read_config,
     read_note,
     require_float_weights,
     require_on_hub,
     stored_folder,
 )
+from thoraclip.models.open_clip_config import OPEN_CLIP_TYPE, describe_open_clip, open_clip_file, tokenizer_remedy
 from thoraclip.shapes import check, table
 
 __all__ = [
@@ -49,20 +51,23 @@ def find_checkpoint(name: str) -> Checkpoint:
     from transformers import AutoConfig
 
     location, is_local = locate(name)
-    if is_local:  # before a library reads it without limits
-        path = Path(location) / "config.json"
-        check(read_json(path, error=ModelError, remedy="get the model again"), table(), path, error=ModelError)
-    else:
-        require_on_hub(location, "config.json")  # Transformers would ask many times
+    if not is_local:
+        require_on_hub(location, "*config.json")  # Transformers would ask many times
+    own = read_config(location, is_local=is_local)
+    described = describe_open_clip(location, own, is_local=is_local)
+    if OPEN_CLIP_TYPE in (own.get("model_type"), (described or {}).get("model_type")):
+        from thoraclip.models.open_clip_format import register  # takes a while to load
+
+        register()
     try:
-        config = _read(AutoConfig, location, is_local)
+        config = AutoConfig.for_model(**described) if described else _read(AutoConfig, location, is_local)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
         if is_local:
             raise ModelError(
                 f"model '{name}': {location} holds no readable config.json ({first_line(error)})"
             ) from error
         raise not_found(name, first_line(error)) from error
-    return Checkpoint(name, location, is_local, config)
+    return Checkpoint(name, location, is_local, config, is_open_clip=described is not None)
 
 
 def load_model(
@@ -81,13 +86,20 @@ def load_model(
     """
     from transformers import AutoModel
 
+    location: str | None = checkpoint.location
+    weights: dict[str, Any] = {"use_safetensors": True}
+    if checkpoint.is_open_clip:
+        from thoraclip.models.open_clip_format import class_of, converted_weights
+
+        architecture, location = class_of(checkpoint.config), None
+        weights = {"state_dict": converted_weights(open_clip_file(checkpoint))}
     try:
         network, info = _read(
             architecture or AutoModel,
-            checkpoint.location,
+            location,
             checkpoint.is_local,
             config=checkpoint.config,
-            use_safetensors=True,
+            **weights,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
@@ -128,15 +140,21 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer; raises ModelError when it has none."""
     from transformers import AutoTokenizer
 
+    config = checkpoint.config
+    # without a config.json the class may be told by nothing else
+    kind = {"config": getattr(config, "text_config", config)} if checkpoint.is_open_clip else {}
     try:
-        return _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
+        tokenizer = _read(AutoTokenizer, checkpoint.location, checkpoint.is_local, **kind)
     except Exception as error:  # OSError, ValueError, KeyError
         raise checkpoint.error(
-            f"its tokenizer cannot be loaded ({first_line(error)}); a tokenizer.json is needed"
+            f"its tokenizer cannot be loaded ({first_line(error)}); {tokenizer_remedy(checkpoint)}"
         ) from error
+    if length := getattr(config, "open_clip", {}).get("context_length"):  # the positions of a BERT may be more
+        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    return tokenizer
 
 
-def _read(kind: Any, location: str, is_local: bool, **given: Any) -> Any:
+def _read(kind: Any, location: str | None, is_local: bool, **given: Any) -> Any:
     with quiet():
         return kind.from_pretrained(location, local_files_only=is_local, trust_remote_code=False, **given)
 

@@ -1,4 +1,4 @@
-"""Dual encoders: CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder."""
+"""Dual encoders: CLIP, SigLIP, SigLIP 2, vision-text-dual-encoder, and those of open_clip."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class _Family:
 
 _FAMILIES: Mapping[str, _Family] = {
     "clip": _Family("longest"),
+    "open-clip": _Family("longest"),
     "siglip": _Family("max_length"),
     "siglip2": _Family("max_length", patchified=True),
     "vision-text-dual-encoder": _Family("longest", aligned=False),
@@ -158,7 +159,7 @@ def load_dual_encoder(
     """Load a dual encoder; every weight that the architecture has must be in the checkpoint, and none besides.
 
     Args:
-        model: a Hub id, a local folder in Transformers format, or `tiny-clip`.
+        model: a Hub id, a local folder in Transformers or open_clip format, or `tiny-clip`.
         adapter: a PEFT adapter folder, merged into the weights; empty for none.
         adapter_scale: share of the adapter, 0..1; see `checkpoint.load_adapter`.
         geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.
