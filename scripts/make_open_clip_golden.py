@@ -35,7 +35,12 @@ SIDE, EMBEDDING, WIDTH = 32, 16, 24
 NATIVE_VISION = {"image_size": SIDE, "patch_size": 8, "width": WIDTH, "head_width": 8, "layers": 2}
 NATIVE_TEXT = {"context_length": 16, "vocab_size": 50, "width": WIDTH, "heads": 3, "layers": 2}
 TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": SIDE}
-BERT = {"hf_model_name": "bert", "hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 20}
+BERT = {
+    "hf_model_name": "bert",
+    "hf_proj_type": "mlp",
+    "hf_pooler_type": "cls_last_hidden_state_pooler",
+    "context_length": 20,
+}
 BERT_SIZES = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 40, "num_attention_heads": 1, "max_position_embeddings": 32}  # fmt: skip
 
 

@@ -18,11 +18,8 @@ from scripts.make_open_clip_golden import CASES, pixels, tokens
 from tests.checkpoints import TINY
 from tests.open_clip_weights import drawn
 
-from thoraclip.errors import ModelError
-from thoraclip.methods.checking import check_model
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.files import OPEN_CLIP
-from thoraclip.models.open_clip_config import _HEADS, _PLAIN_VIT
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "open_clip.json").read_text(encoding="utf-8"))
 TOLERANCE = 1e-5  # fp32: the same products, in another order

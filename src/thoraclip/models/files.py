@@ -20,6 +20,7 @@ from thoraclip.shapes import Check, check, number, table, text, whole
 
 __all__ = [
     "OPEN_CLIP",
+    "OPEN_CLIP_TYPE",
     "OPEN_CLIP_WEIGHTS",
     "SHIPPED",
     "AdapterNote",
@@ -43,6 +44,7 @@ __all__ = [
 
 SHIPPED = ("tiny-clip",)
 OPEN_CLIP = "open_clip_config.json"
+OPEN_CLIP_TYPE = "open-clip"  # model type of `open_clip_format.OpenClipConfig`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"

@@ -15,13 +15,11 @@ from safetensors import SafetensorError, safe_open
 
 from thoraclip.documents import read_json, regular
 from thoraclip.errors import ModelError, first_line
-from thoraclip.models.files import OPEN_CLIP, OPEN_CLIP_WEIGHTS, Checkpoint, model_file, stored_folder
+from thoraclip.models.files import OPEN_CLIP, OPEN_CLIP_TYPE, OPEN_CLIP_WEIGHTS, Checkpoint, model_file, stored_folder
 from thoraclip.shapes import Check, WrongError, check, number, one_of, table, whole
 
-__all__ = ["OPEN_CLIP_TYPE", "describe_open_clip", "open_clip_file", "open_clip_processor", "tokenizer_remedy"]
+__all__ = ["describe_open_clip", "open_clip_file", "open_clip_processor", "tokenizer_remedy"]
 
-OPEN_CLIP_TYPE = "open-clip"
-"""Model type of `open_clip_format.OpenClipConfig`."""
 Shapes = Mapping[str, tuple[int, ...]]
 _REMEDY = "take a model in Transformers format"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's CLIP

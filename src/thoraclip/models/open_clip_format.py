@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from thoraclip.documents import regular
-from thoraclip.models.open_clip_config import OPEN_CLIP_TYPE
+from thoraclip.models.files import OPEN_CLIP_TYPE
 
 __all__ = ["OpenClipConfig", "OpenClipModel", "class_of", "converted_weights", "register"]
 
