@@ -27,7 +27,8 @@ from thoraclip.models.files import (
     stored_folder,
 )
 from thoraclip.models.image_processor import read_preprocess
-from thoraclip.models.open_clip_config import describe_open_clip, tokenizer_remedy
+from thoraclip.models.open_clip_config import tokenizer_remedy
+from thoraclip.models.open_clip_towers import describe_open_clip
 from thoraclip.shapes import check, table, text
 from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import read_embeddings

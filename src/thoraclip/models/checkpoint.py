@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from thoraclip.models.files import (
     require_on_hub,
     stored_folder,
 )
-from thoraclip.models.open_clip_config import describe_open_clip, open_clip_file, tokenizer_remedy
+from thoraclip.models.open_clip_config import open_clip_file, tokenizer_remedy
+from thoraclip.models.open_clip_towers import describe_open_clip
 from thoraclip.shapes import check, table
 
 __all__ = [
@@ -147,18 +149,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer; raises ModelError when it has none."""
     from transformers import AutoTokenizer
 
-    config = checkpoint.config
-    # without a config.json the class may be told by nothing else
-    kind = {"config": getattr(config, "text_config", config)} if checkpoint.is_open_clip else {}
     try:
-        tokenizer = _read(AutoTokenizer, checkpoint.location, checkpoint.is_local, **kind)
+        if checkpoint.is_open_clip:
+            from thoraclip.models.open_clip_format import fitting_tokenizer
+
+            return fitting_tokenizer(checkpoint, partial(_read, AutoTokenizer))
+        return _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
     except Exception as error:  # OSError, ValueError, KeyError
         raise checkpoint.error(
             f"its tokenizer cannot be loaded ({first_line(error)}); {tokenizer_remedy(checkpoint)}"
         ) from error
-    if length := getattr(config, "open_clip", {}).get("context_length"):  # the positions of a BERT may be more
-        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    return tokenizer
 
 
 def _read(kind: Any, location: str | None, is_local: bool, **given: Any) -> Any:

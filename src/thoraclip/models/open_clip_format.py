@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from thoraclip.documents import regular
-from thoraclip.models.files import OPEN_CLIP_TYPE
+from thoraclip.models.files import OPEN_CLIP_TYPE, Checkpoint, model_file
 
-__all__ = ["OpenClipConfig", "OpenClipModel", "class_of", "converted_weights", "register"]
+__all__ = ["OpenClipConfig", "OpenClipModel", "class_of", "converted_weights", "fitting_tokenizer", "register"]
 
 _RENAMED = tuple(
     (re.compile(pattern), new)
@@ -80,6 +80,29 @@ def _converted(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
                 yield _FUSED.sub(part, new), own.clone()
         else:
             yield new, weight
+
+
+def fitting_tokenizer(checkpoint: Checkpoint, read: Callable[..., Any]) -> Any:
+    """The tokenizer beside the weights; raises ValueError where there is none that gives what the text tower reads."""
+    location, is_local, config = checkpoint.location, checkpoint.is_local, checkpoint.config
+    text, kind = config.text_config, {}
+    if model_file(location, "tokenizer.json", is_local=is_local) is None:
+        name, vocabulary = ("bert", "vocab.txt") if text.model_type == "bert" else ("clip", "vocab.json")
+        if model_file(location, vocabulary, is_local=is_local) is None:
+            raise ValueError(f"neither tokenizer.json nor {vocabulary} is there")
+        kind["config"] = AutoConfig.for_model(name)  # which nothing else tells
+    tokenizer = read(location, is_local, **kind)
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(f"it has {len(tokenizer)} words, and the text tower {text.vocab_size}")
+    if text.model_type != "bert":
+        words = tokenizer("chest x-ray").input_ids
+        end = max(words) if text.eos_token_id == 2 else text.eos_token_id  # whose feature is the text's
+        if words[-1] != end:
+            raise ValueError(f"it ends a text with word {words[-1]}, and the text tower reads word {end}")
+    tokenizer.model_max_length = min(
+        tokenizer.model_max_length, getattr(config, "open_clip", {}).get("context_length", text.max_position_embeddings)
+    )
+    return tokenizer
 
 
 class OpenClipConfig(VisionTextDualEncoderConfig):  # type: ignore[misc]
