@@ -1,8 +1,8 @@
 """Features of open_clip itself for tiny models of every kind that `models.open_clip_format` reads.
 
     python -m venv env
-    env/bin/pip install open_clip_torch==3.3.0 timm==1.0.31 --no-deps
-    env/bin/pip install torch numpy safetensors transformers ftfy regex tqdm pillow
+    env/bin/pip install -c constraints.txt torch numpy safetensors transformers huggingface_hub ftfy regex tqdm pillow pyyaml
+    env/bin/pip install --no-deps open_clip_torch==3.3.0 timm==1.0.31
     env/bin/python scripts/make_open_clip_golden.py tests/models/golden/open_clip.json
 
 The package needs neither open_clip, timm nor torchvision; this script does, in an environment of its own. torchvision,
@@ -41,11 +41,14 @@ BERT = {
     "hf_pooler_type": "cls_last_hidden_state_pooler",
     "context_length": 20,
 }
-BERT_SIZES = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 40, "num_attention_heads": 1, "max_position_embeddings": 32}  # fmt: skip
+BERT_SIZES = {
+    "vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 40, "num_attention_heads": 1,
+    "max_position_embeddings": 32,
+}  # fmt: skip
 
 
 def _model(vision: dict[str, Any], text: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"embed_dim": EMBEDDING, "vision_cfg": vision, "text_cfg": text, **more}
+    return {"embed_dim": EMBEDDING, "vision_cfg": vision, "text_cfg": text} | more
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -67,7 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     "timm, mlp": _model(TIMM | {"timm_proj": "mlp"}, NATIVE_TEXT, custom_text=True),
     "timm, mlp with bias": _model(TIMM | {"timm_proj": "mlp", "timm_proj_bias": True}, NATIVE_TEXT),
     "timm, its own head": _model(TIMM | {"timm_proj": "", "timm_pool": "token"}, NATIVE_TEXT),
-    "timm, no projection": _model(TIMM | {"timm_proj": "none", "timm_pool": "token"}, NATIVE_TEXT) | {"embed_dim": WIDTH},
+    "timm, no projection": _model(TIMM | {"timm_proj": "none", "timm_pool": "token"}, NATIVE_TEXT, embed_dim=WIDTH),
     "native and BERT": _model(NATIVE_VISION, BERT, quick_gelu=True),
 }  # fmt: skip
 HEADS = {"timm and BERT of 2 heads of 16": {"hidden_size": 32, "num_attention_heads": 2}}

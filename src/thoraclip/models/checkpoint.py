@@ -153,12 +153,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         if checkpoint.is_open_clip:
             from thoraclip.models.open_clip_format import fitting_tokenizer
 
-            return fitting_tokenizer(checkpoint, partial(_read, AutoTokenizer))
-        return _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
+            tokenizer = fitting_tokenizer(checkpoint, partial(_read, AutoTokenizer))
+        else:
+            tokenizer = _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
     except Exception as error:  # OSError, ValueError, KeyError
         raise checkpoint.error(
             f"its tokenizer cannot be loaded ({first_line(error)}); {tokenizer_remedy(checkpoint)}"
         ) from error
+    if length := getattr(checkpoint.config, "open_clip", {}).get("context_length"):  # a BERT may have more positions
+        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    return tokenizer
 
 
 def _read(kind: Any, location: str | None, is_local: bool, **given: Any) -> Any:

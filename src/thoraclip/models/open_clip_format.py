@@ -84,8 +84,8 @@ def _converted(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def fitting_tokenizer(checkpoint: Checkpoint, read: Callable[..., Any]) -> Any:
     """The tokenizer beside the weights; raises ValueError where there is none that gives what the text tower reads."""
-    location, is_local, config = checkpoint.location, checkpoint.is_local, checkpoint.config
-    text, kind = config.text_config, {}
+    location, is_local = checkpoint.location, checkpoint.is_local
+    text, kind = checkpoint.config.text_config, dict[str, Any]()
     if model_file(location, "tokenizer.json", is_local=is_local) is None:
         name, vocabulary = ("bert", "vocab.txt") if text.model_type == "bert" else ("clip", "vocab.json")
         if model_file(location, vocabulary, is_local=is_local) is None:
@@ -95,13 +95,10 @@ def fitting_tokenizer(checkpoint: Checkpoint, read: Callable[..., Any]) -> Any:
     if len(tokenizer) > text.vocab_size:
         raise ValueError(f"it has {len(tokenizer)} words, and the text tower {text.vocab_size}")
     if text.model_type != "bert":
-        words = tokenizer("chest x-ray").input_ids
-        end = max(words) if text.eos_token_id == 2 else text.eos_token_id  # whose feature is the text's
-        if words[-1] != end:
-            raise ValueError(f"it ends a text with word {words[-1]}, and the text tower reads word {end}")
-    tokenizer.model_max_length = min(
-        tokenizer.model_max_length, getattr(config, "open_clip", {}).get("context_length", text.max_position_embeddings)
-    )
+        # whose feature is the text's; 2 stands for the highest
+        end = max(tokenizer.get_vocab().values()) if text.eos_token_id == 2 else text.eos_token_id
+        if (last := tokenizer("chest x-ray").input_ids[-1]) != end:
+            raise ValueError(f"it ends a text with word {last}, and the text tower reads word {end}")
     return tokenizer
 
 

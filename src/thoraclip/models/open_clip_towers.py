@@ -104,7 +104,9 @@ def _vision(given: Mapping[str, Any], activation: str) -> dict[str, Any]:
     width = given.get("width", 768)
     return {
         "model_type": "clip_vision_model",
-        "num_attention_heads": _heads("vision_cfg.head_width", width, width // given.get("head_width", 64)),
+        "num_attention_heads": _heads(
+            "vision_cfg.head_width", width, width // (side := given.get("head_width", 64)), side
+        ),
         "image_size": square_side(given.get("image_size", 224)),
         "patch_size": square_side(given.get("patch_size", 16)),
         **_layers(given, width, activation),
@@ -117,12 +119,12 @@ def _text(given: Mapping[str, Any], activation: str) -> dict[str, Any]:
     The feature is that of the first token `eos_token_id`, or where this is 2 (which Transformers has so for older
     checkpoints) of the token of the highest number.
     """
-    width, eos = given.get("width", 512), given.get("eos_id", 2)
+    width, heads, eos = given.get("width", 512), given.get("heads", 8), given.get("eos_id", 2)
     if given.get("pool_type") == "eos" and eos == 2:
         raise _refused("text_cfg.eos_id", eos, "another number where pool_type = eos")
     return {
         "model_type": "clip_text_model",
-        "num_attention_heads": _heads("text_cfg.heads", width, given.get("heads", 8)),
+        "num_attention_heads": _heads("text_cfg.heads", width, heads, heads),
         "vocab_size": given.get("vocab_size", 49408),
         "max_position_embeddings": given.get("context_length", _CONTEXT),
         "eos_token_id": eos if given.get("pool_type") == "eos" else 2,
@@ -157,9 +159,7 @@ def _timm(given: Mapping[str, Any], shapes: _Shapes, embedding: int) -> tuple[di
     return {
         "model_type": "vit",
         "hidden_size": width,
-        "num_attention_heads": _heads(
-            "vision_cfg.timm_model_name", width, HEADS_OF_TIMM[match[1]] if match else 0, name
-        ),
+        "num_attention_heads": _heads("vision_cfg.timm_model_name", width, heads, name),
         "num_hidden_layers": _depth(shapes, "visual.trunk.blocks."),
         "intermediate_size": shapes.of("visual.trunk.blocks.0.mlp.fc1.weight")[0],
         "image_size": square_side(given.get("image_size", 224)),
@@ -206,9 +206,9 @@ def _depth(shapes: _Shapes, prefix: str) -> int:
     return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
 
 
-def _heads(place: str, width: int, heads: int, value: Any = None) -> int:
+def _heads(place: str, width: int, heads: int, value: Any) -> int:
     if heads < 1 or width % heads:
-        raise _refused(place, heads if value is None else value, f"a number of heads that divides the width, {width},")
+        raise _refused(place, value, f"a number of heads that divides the width, {width},")
     return heads
 
 
