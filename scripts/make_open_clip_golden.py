@@ -1,7 +1,7 @@
 """Features of open_clip itself for tiny models of every kind that `models.open_clip_format` reads.
 
     python -m venv env
-    env/bin/pip install -c constraints.txt torch numpy safetensors transformers huggingface_hub ftfy regex tqdm pillow pyyaml
+    env/bin/pip install -c constraints.txt torch numpy safetensors transformers ftfy regex tqdm pillow pyyaml
     env/bin/pip install --no-deps open_clip_torch==3.3.0 timm==1.0.31
     env/bin/python scripts/make_open_clip_golden.py tests/models/golden/open_clip.json
 

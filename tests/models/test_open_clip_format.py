@@ -264,12 +264,20 @@ def test_half_precision_old_buffers_and_the_other_name_of_the_file_are_read(tmp_
     assert difference(encoder, BIOMED) < 0.05  # 11 bits a weight
 
 
-def test_pickled_weights_alone_are_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_pickled_weights_alone_are_refused_with_a_remedy_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save(tmp_path / "m", NATIVE)
-    (folder / WEIGHTS).rename(folder / "open_clip_pytorch_model.bin")
+    state = {name: torch.from_numpy(weight) for name, weight in load_file(folder / WEIGHTS).items()}
+    torch.save({"state_dict": state}, folder / "open_clip_pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
     for ask in ASK.values():
         with pytest.raises(ModelError, match=r"pickled weights .* are not read; convert them as docs/models.md says"):
             ask(str(folder))
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(folder)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert difference(load(folder), NATIVE) < TOLERANCE
 
 
 def test_the_format_of_transformers_counts_where_both_are(tmp_path: Path) -> None:

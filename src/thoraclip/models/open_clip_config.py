@@ -6,6 +6,7 @@ classes of Transformers do not compute is refused by name. No torch is needed.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,19 @@ def _plain_vit(value: Any) -> None:
         raise WrongError(value, "a plain ViT of timm, as vit_base_patch16_224,")
 
 
+def _only(*choices: Any) -> Check:
+    """One of the values that Transformers computes."""
+    inner, rule = one_of(*choices), " or ".join(json.dumps(choice) for choice in choices if choice != "")
+
+    def look(value: Any) -> None:
+        try:
+            inner(value)
+        except WrongError as wrong:
+            raise WrongError(wrong.value, f"{rule} (Transformers has no other)") from None
+
+    return look
+
+
 def _parts(fields: Mapping[str, Check], *needed: str) -> Check:
     """A table of these fields and no others."""
     inner = table(fields, may=fields.keys() - set(needed))
@@ -64,7 +78,7 @@ def _parts(fields: Mapping[str, Check], *needed: str) -> Check:
     return look
 
 
-_COUNT, _NO, _NOTHING, _YES_OR_NO = whole(1, 10_000_000), one_of(False), one_of(None), one_of(False, True)
+_COUNT, _NO, _NOTHING, _YES_OR_NO = whole(1, 10_000_000), _only(False), _only(None), _only(False, True)
 _BOTH: dict[str, Check] = {
     "layers": whole(1, 200), "width": _COUNT, "mlp_ratio": number(0.01, 100),
     "ls_init_value": _NOTHING, "act_kwargs": _NOTHING, "norm_kwargs": _NOTHING, "block_type": _NOTHING,
@@ -74,19 +88,19 @@ _BOTH: dict[str, Check] = {
 }  # fmt: skip
 _VISION = _BOTH | {
     "head_width": _COUNT, "patch_size": _square, "image_size": _square,
-    "attentional_pool": _NO, "no_ln_pre": _NO, "pool_type": one_of("tok"),
-    "timm_model_name": _plain_vit, "timm_pool": one_of("", "token", "avg"),
-    "timm_proj": one_of("linear", "mlp", "none", "", None), "timm_proj_bias": _YES_OR_NO,
+    "attentional_pool": _NO, "no_ln_pre": _NO, "pool_type": _only("tok"),
+    "timm_model_name": _plain_vit, "timm_pool": _only("", "token", "avg"),
+    "timm_proj": _only("linear", "mlp", "none", "", None), "timm_proj_bias": _YES_OR_NO,
     **dict.fromkeys(("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "pos_embed_type"), _any),
     **dict.fromkeys(("timm_model_pretrained", "timm_drop", "timm_drop_path"), _any),
 }  # fmt: skip
 _TEXT = _BOTH | {
     "context_length": whole(1, 10_000), "vocab_size": _COUNT, "heads": _COUNT, "pad_id": _any, "eos_id": whole(),
-    "pool_type": one_of("argmax", "eos"), "proj_type": one_of("linear"),
-    "embed_cls": _NO, "no_causal_mask": _NO, "proj_bias": _NO, "tokenizer_kwargs": one_of(None, {}),
-    "tokenizer_mode": one_of(None, ""),
-    "hf_pooler_type": one_of(None, "cls_pooler", "cls_last_hidden_state_pooler", "mean_pooler"),
-    "hf_proj_type": one_of(None, "linear", "mlp"),
+    "pool_type": _only("argmax", "eos"), "proj_type": _only("linear"),
+    "embed_cls": _NO, "no_causal_mask": _NO, "proj_bias": _NO, "tokenizer_kwargs": _only(None, {}),
+    "tokenizer_mode": _only(None, ""),
+    "hf_pooler_type": _only(None, "cls_pooler", "cls_last_hidden_state_pooler", "mean_pooler"),
+    "hf_proj_type": _only(None, "linear", "mlp"),
     **dict.fromkeys(("hf_model_name", "hf_model_pretrained", "hf_tokenizer_name"), _any),
 }  # fmt: skip
 _MODEL = _parts(
@@ -98,8 +112,8 @@ _MODEL = _parts(
     "embed_dim", "vision_cfg", "text_cfg",
 )  # fmt: skip
 _PREPROCESS = {
-    "mode": one_of(None, "RGB"), "interpolation": one_of(None, "bicubic", "bilinear", "random"),
-    "resize_mode": one_of(None, "shortest", "squash", "longest"), "fill_color": one_of(None, 0),
+    "mode": _only(None, "RGB"), "interpolation": _only(None, "bicubic", "bilinear", "random"),
+    "resize_mode": _only(None, "shortest", "squash", "longest"), "fill_color": _only(None, 0),
 }  # fmt: skip
 _CONTENT = table(model_cfg=_MODEL, preprocess_cfg=table(_PREPROCESS, may=_PREPROCESS), may=["preprocess_cfg"])
 
