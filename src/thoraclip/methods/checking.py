@@ -99,8 +99,8 @@ def has_text(name: str) -> bool:
 
             model_type = find_checkpoint(name).config.model_type
         else:
-            model_type = read_json(folder / "config.json", error=ModelError).get("model_type")
-    except (ModelError, AttributeError):
+            model_type = read_config(str(folder), is_local=True).get("model_type")
+    except ModelError:
         return True
     return model_type not in ARCHITECTURES or ARCHITECTURES[model_type].has_text
 
