@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from thoraclip.documents import read_json, regular
@@ -96,12 +97,13 @@ def load_model(
 
     location: str | None = checkpoint.location
     weights: dict[str, Any] = {"use_safetensors": True}
-    if checkpoint.is_open_clip:
-        from thoraclip.models.open_clip_format import class_of, converted_weights
-
-        architecture, location = class_of(checkpoint.config), None
-        weights = {"state_dict": converted_weights(open_clip_file(checkpoint))}
     try:
+        if checkpoint.is_open_clip:
+            from thoraclip.models.open_clip_format import class_of, converted_weights
+
+            architecture, location = class_of(checkpoint.config), None
+            stored = load_file(regular(open_clip_file(checkpoint)))
+            weights = {"state_dict": dict(converted_weights(stored))}
         network, info = _read(
             architecture or AutoModel,
             location,

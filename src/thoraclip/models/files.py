@@ -39,6 +39,7 @@ __all__ = [
     "require_on_hub",
     "stored_fingerprint",
     "stored_folder",
+    "weight_shapes",
     "write_about",
 ]
 
@@ -181,6 +182,15 @@ def require_float_weights(file: Path, name: str) -> None:
         raise ModelError(
             f"{name}: {file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised"
         )
+
+
+def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of a safetensors file, of which the header alone is read; raises ModelError."""
+    try:
+        with safe_open(regular(file), framework="numpy") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{file}: is not readable ({first_line(error)}); get it again") from error
 
 
 def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-from thoraclip.documents import regular
 from thoraclip.models.files import OPEN_CLIP_TYPE, Checkpoint, model_file
 
 __all__ = ["OpenClipConfig", "OpenClipModel", "class_of", "converted_weights", "fitting_tokenizer", "register"]
@@ -57,12 +54,8 @@ _RENAMED = tuple(
 _FUSED = re.compile(r"\{(.*)\}")
 
 
-def converted_weights(file: Path) -> dict[str, Tensor]:
-    """The weights of an open_clip file in fp32, named and shaped as Transformers has them; an unknown name stays."""
-    return dict(_converted(load_file(regular(file))))
-
-
-def _converted(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def converted_weights(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Weights of open_clip -> (name, weight) in fp32, as files of Transformers have them; an unknown name stays."""
     for name, stored in weights.items():
         if name.endswith("position_ids"):  # a buffer of old files
             continue

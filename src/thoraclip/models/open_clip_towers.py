@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from thoraclip.documents import regular
 from thoraclip.errors import ModelError, first_line
-from thoraclip.models.files import OPEN_CLIP, OPEN_CLIP_TYPE, OPEN_CLIP_WEIGHTS, model_file, stored_folder
+from thoraclip.models.files import (
+    OPEN_CLIP,
+    OPEN_CLIP_TYPE,
+    OPEN_CLIP_WEIGHTS,
+    model_file,
+    stored_folder,
+    weight_shapes,
+)
 from thoraclip.models.open_clip_config import HEADS_OF_TIMM, PLAIN_VIT, REMEDY, no_weights, read_open_clip, square_side
 
 __all__ = ["describe_open_clip"]
@@ -64,12 +68,7 @@ def _stored_shapes(location: str, *, is_local: bool) -> _Shapes:
         raise no_weights(location)
     if not kept:
         return _hub_shapes(location)
-    file = kept[0]
-    try:
-        with safe_open(regular(file), framework="numpy") as weights:
-            return _Shapes((name, tuple(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{file}: is not readable ({first_line(error)}); get it again") from error
+    return _Shapes(weight_shapes(kept[0]))
 
 
 def _hub_shapes(name: str) -> _Shapes:
