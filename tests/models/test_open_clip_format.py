@@ -17,7 +17,7 @@ import torch
 import transformers
 from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
-from scripts.make_open_clip_golden import CASES, SIDE, pixels
+from scripts.make_open_clip_golden import CASES, EMBEDDING, SIDE, pixels
 from tests.checkpoints import save_checkpoint
 from tests.open_clip_folders import (
     BIOMED,
@@ -31,16 +31,20 @@ from tests.open_clip_folders import (
     save,
 )
 
-from thoraclip.errors import ModelError
+from thoraclip.errors import InputError, ModelError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.checking import check_model
 from thoraclip.models.backbones import load_backbone, load_trained
 from thoraclip.models.checkpoint import find_checkpoint
+from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.files import OPEN_CLIP, Checkpoint
+from thoraclip.models.heads import LinearHead
 from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.lora import LoraSettings, add_lora
 from thoraclip.models.open_clip_config import HEADS_OF_TIMM, PLAIN_VIT
+from thoraclip.models.plain_folder import image_classifier, plain_dual_encoder, write_plain
 
+LABELS = LabelSet(("COVID-19", "Normal"))
 TOLERANCE = 1e-5  # fp32: the same products, in another order
 
 
@@ -194,8 +198,8 @@ def test_of_a_model_on_the_hub_small_files_are_read_before_the_weights(
 
 def test_a_trained_tower_and_its_towers_projections_are_kept(tmp_path: Path) -> None:
     """The folder that a baseline writes is read again, in another process too; LoRA trains a perceptron whole."""
-    folder, labels = save(tmp_path / "m", BIOMED), LabelSet(("COVID-19", "Normal"))
-    backbone = load_backbone(str(folder), labels, precision="fp32", device="cpu")
+    folder = save(tmp_path / "m", BIOMED)
+    backbone = load_backbone(str(folder), LABELS, precision="fp32", device="cpu")
     backbone.save(tmp_path / "trained", {})
     assert np.array_equal(load_trained(tmp_path / "trained", precision="fp32", device="cpu").predict(pixels()), backbone.predict(pixels()))  # fmt: skip
     assert not [name for name, _ in backbone.network.named_parameters() if "pooler" in name]  # nothing that timm lacks
@@ -205,3 +209,32 @@ def test_a_trained_tower_and_its_towers_projections_are_kept(tmp_path: Path) -> 
     kept = {name.split("base_model.model.")[1].split(".")[0] for name in tuned.encoder_parameters if "lora" not in name}
     assert kept == {"visual_projection", "text_projection"}
     assert {name.split(".")[-2] for name in tuned.encoder_parameters if "text_projection" in name} == {"0", "2"}
+
+
+def zeroshot(folder: Path) -> EncoderClassifier:
+    encoder = load(folder)
+    weight = np.random.default_rng(0).normal(size=(2, EMBEDDING)).astype(np.float32)
+    return EncoderClassifier(encoder, LinearHead.unscaled(LABELS, weight), "projected")
+
+
+def test_clips_own_towers_are_merged_into_a_plain_folder_and_others_are_refused(tmp_path: Path) -> None:
+    prompts = {"COVID-19": ("w9 w10",), "Normal": ("w11",)}
+    classifier = zeroshot(save(tmp_path / "native", NATIVE))
+    (tmp_path / "plain").mkdir()
+    write_plain(tmp_path / "plain", plain_dual_encoder(classifier, prompts))
+    assert not find_checkpoint(str(tmp_path / "plain")).is_open_clip
+    assert difference(load(tmp_path / "plain"), NATIVE) < TOLERANCE
+    assert type(transformers.AutoModel.from_pretrained(tmp_path / "plain")) is transformers.CLIPModel
+    with pytest.raises(InputError, match="no dual encoder of Transformers has the pools .* `thoraclip export RUN"):
+        plain_dual_encoder(zeroshot(save(tmp_path / "biomed", BIOMED)), prompts)
+
+
+def test_a_probe_on_the_vit_is_merged_into_its_image_classifier(tmp_path: Path) -> None:
+    encoder, rng = load(save(tmp_path / "m", BIOMED)), np.random.default_rng(0)
+    head = LinearHead.unscaled(LABELS, rng.normal(size=(2, 24)).astype(np.float32))
+    classifier = EncoderClassifier(encoder, head, "pooled")
+    network = image_classifier(classifier).network
+    assert type(network) is transformers.ViTForImageClassification
+    with torch.inference_mode():
+        found, own = network(torch.from_numpy(pixels())).logits, classifier.logits(torch.from_numpy(pixels()))
+    torch.testing.assert_close(found, own, atol=TOLERANCE, rtol=0)
