@@ -42,7 +42,7 @@ class ModelConfig(Settings):
     """Which dual encoder, seen how, on which classes and folds."""
 
     model: str = "tiny-clip"
-    """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
+    """Hub id, local folder in Transformers or open_clip format, or the shipped tiny-clip."""
     geometry: Geometry = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
     precision: Precision = "auto"
