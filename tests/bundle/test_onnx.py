@@ -14,7 +14,7 @@ from tests.checkpoints import FAMILIES, save_checkpoint, save_classifier
 from torch import nn
 
 from thoraclip.bundle.onnx import GreyClassifier, grey_classifier, write_onnx
-from thoraclip.bundle.session import onnxruntime
+from thoraclip.models.sessions import onnxruntime
 from thoraclip.errors import ModelError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
