@@ -134,9 +134,10 @@ def embed(
     name = list(tokens)[int(agreed(list(tokens).index(choice.name)))]
     begun = int(agreed(writer.rows if writer else 0))
     if begun < total:  # otherwise only the renaming was left
+        if isinstance(encoder, FrozenEncoder) and name != TORCH:
+            is_here = engine is None and choice.compute is None
+            encoder = in_runtime(encoder, name) if is_here else encoder.by_runtime(name, choice.compute)
         if engine is None:
-            if isinstance(encoder, FrozenEncoder):
-                encoder = encoder.by_runtime(name, choice.compute) if choice.compute else in_runtime(encoder, name)
             engine = by_processes(group, encoder, pictures()) if group else by_threads(encoder, pictures())
         if writer and isinstance(encoder, FrozenEncoder):
             announce(f"embedding: {encoder.arithmetic}; batches of {size}")

@@ -48,8 +48,8 @@ class FrozenEncoder(VisionEncoder):
         kind = FrozenDualEncoder if isinstance(encoder, DualEncoder) else FrozenEncoder
         return kind(**{field.name: getattr(encoder, field.name) for field in fields(encoder)})
 
-    def by_runtime(self, name: str, compute: Compute) -> FrozenEncoder:
-        """The same, its grey images computed by a runtime of `RUNTIMES` from what `write_onnx` wrote."""
+    def by_runtime(self, name: str, compute: Compute | None) -> FrozenEncoder:
+        """The same, its grey images computed by a runtime of `RUNTIMES` from what `write_onnx` wrote, or elsewhere."""
         return replace(self, runtime=name, compute=compute)
 
     def write_onnx(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class FrozenEncoder(VisionEncoder):
     @property
     def arithmetic(self) -> str:
         """How the vision tower computes, in words."""
-        if self.compute:
+        if self.runtime != TORCH:
             return f"{self.precision} on {self.device.type} by {self.runtime}"
         attention = getattr(self.tower.config, "_attn_implementation", None) or "eager"
         return ", ".join((f"{self.precision} on {self.device.type}", *self._fast[2], f"{attention} attention"))
