@@ -23,11 +23,11 @@ import numpy.typing as npt
 from thoraclip.data.batches import decoded
 from thoraclip.data.check.inspection import inspect
 from thoraclip.data.splits import split_folds
-from thoraclip.data.views import VIEWS
 from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
+from thoraclip.methods.audit import audit_passes
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
@@ -266,7 +266,8 @@ class _Planner:
         if audited:
             row = Row("audit", done=is_finished and (self.out / "audits").is_dir())
             with _errors_of(row):
-                self._scoring(row, audited, min(n, config.audit_images or n) * len(VIEWS))
+                labels = self.manifest.label_set(config.classes)
+                self._scoring(row, audited, audit_passes(self.manifest, labels, config.audit_images))
             yield row
         tables = sum(3 + len(method.seeds) for method in methods)
         seconds = 0.0 if is_finished else tables * n * config.resamples * _RESAMPLE_SECONDS + _RUN_SECONDS

@@ -13,13 +13,15 @@ import numpy.typing as npt
 from thoraclip.data.batches import grey_batches, pixel_cache
 from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ManifestError
+from thoraclip.evaluation.audit_power import BEYOND, largest_error, smallest_effect
+from thoraclip.evaluation.audit_reading import MARGIN
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.predictor import Looker
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["AuditSample", "AuditTarget", "draw_sample", "sample_images"]
+__all__ = ["AuditSample", "AuditTarget", "choose_images", "draw_sample", "sample_images"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,6 +67,7 @@ class AuditSample:
     labels: LabelSet
     target: Ints  # i64[N], the class of each
     groups: Ints  # i64[N], images that share a patient or a picture have the same number
+    available: int  # images that could be drawn
 
     @property
     def parts(self) -> Ints:
@@ -75,14 +78,17 @@ class AuditSample:
         return part
 
 
-def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int, seed: int) -> AuditSample:
-    """Labelled images that the run's classifiers were not trained on; `images` at most, the classes in their shares.
+def draw_sample(
+    run: AuditTarget, manifest: Manifest, *, images: int | str, seed: int, tests: int = 1
+) -> AuditSample:
+    """Labelled images that the run's classifiers were not trained on, drawn by patient, see `choose_images`.
 
     Args:
         run: what is audited.
         manifest: the run's own, or another one with the same classes.
-        images: how many; 0 for all.
+        images: `auto`, `all`, or how many at most.
         seed: decides which.
+        tests: that are asked of the classifier.
 
     Raises:
         ManifestError: no image to judge, or fewer classes than two.
@@ -95,21 +101,50 @@ def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int, seed: int)
         raise ManifestError(
             "manifest: no labelled image that the run may be judged on; name the manifest that it ran on"
         )
-    if images and len(rows) > images:
-        rng, kept = np.random.default_rng([seed, 0]), []
-        for number in range(len(labels)):
-            own = rows[targets[rows] == number]
-            kept.append(rng.permutation(own)[: max(2, round(images * len(own) / len(rows)))])
-        rows = np.sort(np.concatenate(kept))
     if len(np.unique(targets[rows])) < 2:
         raise ManifestError(
             f"manifest: only images of '{labels.names[targets[rows[0]]]}' to judge; two classes are needed"
         )
+    available, everyone = len(rows), independent_groups(manifest.take(rows))
+    if images != "all":
+        rows = rows[choose_images(targets[rows], everyone, images, seed=seed, tests=tests)]
     taken = manifest.take(rows)
     _, groups = np.unique(independent_groups(taken), return_inverse=True)
     used = [(fold, np.flatnonzero(np.isin(rows, own))) for fold, own in parts]
     classifiers = [(run.classifier(fold, labels), own) for fold, own in used if len(own)]
-    return AuditSample(taken, classifiers, labels, targets[rows], groups.astype(np.int64))
+    return AuditSample(taken, classifiers, labels, targets[rows], groups.astype(np.int64), available)
+
+
+def choose_images(target: Ints, patient: Sequence[str], images: int | str, *, seed: int, tests: int) -> Ints:
+    """i64 rows of whole patients, drawn so that the classes stay in their shares, with two patients of each class.
+
+    Args:
+        target: i64[N], the classes.
+        patient: of each image, see `independent_groups`.
+        images: how many at most; or `auto`: of the fewest patients by whom each of the tests can show an effect of
+            `BEYOND` more than the margin, see `evaluation.audit_power`; all where none can.
+        seed: decides which.
+        tests: that are corrected together.
+    """
+    _, group = np.unique(patient, return_inverse=True)
+    present, code = np.unique(target, return_inverse=True)
+    held = np.zeros((group.max() + 1, len(present)))  # [G, C] images of each patient
+    np.add.at(held, (group, code), 1)
+    drawn, own = np.random.default_rng([seed, 0]).permutation(len(held)), held.argmax(axis=1)
+    place = np.empty(len(held))  # in 0..1, how far down in its class: sorted by it, all beginnings hold the shares
+    for number in range(len(present)):
+        one_class = drawn[own[drawn] == number]
+        sizes = held[one_class].sum(axis=1)
+        place[one_class] = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)
+    order = np.argsort(place, kind="stable")
+    counts = np.cumsum(held[order], axis=0)
+    if images == "auto":
+        effect = smallest_effect(largest_error(counts, np.cumsum(held[order] ** 2, axis=0)), tests)
+        last = int(np.argmax(effect <= MARGIN + BEYOND)) + 1 if effect.min() <= MARGIN + BEYOND else len(order)
+    else:
+        last = int(np.searchsorted(counts.sum(axis=1), images, side="right"))
+    kept = [order[:last], *(order[held[order, number] > 0][:2] for number in range(len(present)))]
+    return np.flatnonzero(np.isin(group, np.concatenate(kept)))
 
 
 def sample_images(
