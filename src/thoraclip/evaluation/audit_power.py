@@ -42,8 +42,8 @@ def largest_error(counts: Floats, squares: Floats) -> Floats:
     variance of 1/4 / n at most. So has a fall from one accuracy to another, where the two answers differ in being right
     on a quarter of the images at most.
 
-    The images of a patient count as Kish's effective number (1965, "Survey Sampling", sec. 8.2, each patient with one
-    answer): n_c = (sum of images)^2 / sum of squares.
+    Where patients have several images, n is Kish's effective number (1965, "Survey Sampling", sec. 8.2), as if all
+    images of a patient had the same answer: n_c = (sum of images)^2 / sum of squares.
 
     Args:
         counts: f64[..., C], images of each class.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +116,8 @@ def draw_sample(
 
 
 def choose_images(target: Ints, patient: Sequence[str], images: int | str, *, seed: int, tests: int) -> Ints:
-    """i64 rows of whole patients, drawn so that the classes stay in their shares, with two patients of each class.
+    """i64 rows of images drawn at random, one of every patient before a second one, the classes in their shares; two of
+    each class at least.
 
     Args:
         target: i64[N], the classes.
@@ -126,25 +127,29 @@ def choose_images(target: Ints, patient: Sequence[str], images: int | str, *, se
         seed: decides which.
         tests: that are corrected together.
     """
-    _, group = np.unique(patient, return_inverse=True)
     present, code = np.unique(target, return_inverse=True)
-    held = np.zeros((group.max() + 1, len(present)))  # [G, C] images of each patient
-    np.add.at(held, (group, code), 1)
-    drawn, own = np.random.default_rng([seed, 0]).permutation(len(held)), held.argmax(axis=1)
-    place = np.empty(len(held))  # in 0..1, how far down in its class: sorted by it, all beginnings hold the shares
-    for number in range(len(present)):
-        one_class = drawn[own[drawn] == number]
-        sizes = held[one_class].sum(axis=1)
-        place[one_class] = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)
+    chance = np.random.default_rng([seed, 0]).random(len(target))
+    of_patient = np.unique(patient, return_inverse=True)[1] * len(present) + code
+    earlier = _rank((chance, of_patient), of_patient)  # images of the same patient and class that were drawn before
+    sizes = np.bincount(code)
+    place = (_rank((chance, earlier, code), code) + 0.5) / sizes[code]  # in 0..1: all beginnings hold the shares
     order = np.argsort(place, kind="stable")
-    counts = np.cumsum(held[order], axis=0)
     if images == "auto":
-        effect = smallest_effect(largest_error(counts, np.cumsum(held[order] ** 2, axis=0)), tests)
-        last = int(np.argmax(effect <= MARGIN + BEYOND)) + 1 if effect.min() <= MARGIN + BEYOND else len(order)
-    else:
-        last = int(np.searchsorted(counts.sum(axis=1), images, side="right"))
-    kept = [order[:last], *(order[held[order, number] > 0][:2] for number in range(len(present)))]
-    return np.flatnonzero(np.isin(group, np.concatenate(kept)))
+        one_hot = np.eye(len(present))[code[order]]
+        squares = one_hot * (2 * earlier[order] + 1)[:, None]  # the (k + 1)th image adds (k + 1)^2 - k^2
+        error = largest_error(np.cumsum(one_hot, axis=0), np.cumsum(squares, axis=0))
+        enough = np.flatnonzero(smallest_effect(error, tests) <= MARGIN + BEYOND)
+        images = int(enough[0]) + 1 if len(enough) else len(order)
+    kept = [order[: int(images)], *(order[code[order] == number][:2] for number in range(len(present)))]
+    return np.unique(np.concatenate(kept))
+
+
+def _rank(keys: tuple[npt.NDArray[Any], ...], group: Ints) -> Ints:
+    """i64[N]: place of every row within its group, which is the last of the keys by which rows are sorted."""
+    order = np.lexsort(keys)
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return rank
 
 
 def sample_images(
