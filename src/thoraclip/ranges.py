@@ -102,7 +102,7 @@ class WordOr:
     numbers: Range
 
     def __str__(self) -> str:
-        return f"{', '.join(self.words)}, or {str(self.numbers).removeprefix('from ')}"
+        return f"{', '.join(self.words)}, or a whole number {self.numbers}"
 
 
 Geometry = Annotated[str, OneOf(("squash", "crop", "pad"))]
@@ -161,7 +161,11 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     if isinstance(limits, WordOr):
         if value in limits.words:
             return value
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not (value == 0 or value in limits.numbers):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Integral)
+            or not (value == 0 or value in limits.numbers)
+        ):
             raise ConfigError(f"{name} = {shown(value)}: {limits} is needed")
         return int(value) or limits.words[-1]
     if kind in (int, float):

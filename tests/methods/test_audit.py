@@ -133,7 +133,7 @@ def test_the_planted_border_is_found_through_the_command(
     config = ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1)
     run_method("probe", config, phantoms, place, pixels=pixels)
     arguments = ["audit", str(place), "--out", str(tmp_path / "audit"), "--pixels", str(pixels)]
-    given = ["--set", "resamples=200", "--set", "folds=3", "--set", "saliency=4"]
+    given = ["--set", "resamples=200", "--set", "folds=3", "--set", "saliency=4", "--set", "duplicates=true"]
     assert command([*arguments, *given]) == 0
     printed = capsys.readouterr().out
     assert "Strong reliance on non-lung content." in printed and "Research use only, not for diagnosis." in printed
@@ -397,7 +397,9 @@ def test_images_are_drawn_by_patient_and_in_the_shares_of_their_classes(
     for label in (0, 2):
         own, every = (Counter(patient[r] for r in some if target[r] == label) for some in (rows, range(len(target))))
         most = max(own.values())
-        assert all(own[name] >= min(most - 1, images) for name, images in every.items()), "no second image before a first"
+        assert all(own[name] >= min(most - 1, images) for name, images in every.items()), (
+            "no second image before a first"
+        )
     if images == "auto":
         counts = [[n for name, n in people.items() if target[patient.index(name)] == label] for label in (0, 2)]
         error = math.sqrt(sum(0.25 * sum(n * n for n in own) / sum(own) ** 2 for own in counts)) / 2
@@ -564,7 +566,7 @@ def test_of_copies_one_counts_and_none_that_two_parts_share(tmp_path: Path, monk
     monkeypatch.setattr(check, "duplicate_clusters", clusters)
     scores = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.float64)
     own = Predictions(LabelSet(("x", "y")), tuple(cluster), np.zeros(7, np.int64), scores, tuple(part.values()), (None,) * 7, ("p", "q", "r", "p", "s", "t", "p"))  # fmt: skip
-    config = AuditConfig()
+    config = AuditConfig(duplicates=True)
     told = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, print)
     low, high = patient_share(np.array([True, False, True]), np.array([0, 1, 0]))
     assert told == {

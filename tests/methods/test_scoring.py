@@ -17,7 +17,6 @@ from thoraclip.data.views import VIEWS, Scene, make_view
 from thoraclip.methods.audit.scoring import choose_partners, fills_in_turn, score_views
 from thoraclip.tables.manifest import Manifest
 
-
 MOST = 6
 
 

@@ -141,8 +141,8 @@ def measure_tests(
 
     Returns:
         One mapping per test: name, title, asks, by, finds, before, after (balanced accuracies), chance, images, effect,
-        error (standard), low, high, p, is_constant (one answer to all images), is_small (fewer than `MIN_GROUPS`), doubt (why a small
-        effect would say nothing, or empty).
+        error (standard), low, high, p, is_constant (one answer to all images), is_small (fewer than `MIN_GROUPS`),
+        doubt (why a small effect would say nothing, or empty).
     """
     named, pairs = dict(answers.named), {test: f"{test.before} | {test.after}" for test in tests if test.before}
     for test, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too

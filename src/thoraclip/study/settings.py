@@ -20,8 +20,8 @@ from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.ranges import (
-    AuditImages,
     AnyBatchSize,
+    AuditImages,
     FoldCount,
     FoldNumber,
     Geometry,

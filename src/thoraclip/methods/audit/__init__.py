@@ -24,6 +24,7 @@ from thoraclip.data.views import VIEWS, Scene
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
 from thoraclip.imaging import DECODING, Preprocess
+from thoraclip.labels import LabelSet
 from thoraclip.methods.audit.probes import (
     across_sources,
     attribute_answers,
@@ -71,9 +72,9 @@ class AuditConfig(Settings):
     """Bootstrap resamples of patients behind every interval."""
     saliency: ImageCount = 8
     """Images whose heat maps are compared with the lungs; 0 for none."""
-    duplicates: bool = True
+    duplicates: bool = False
     """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked
-    at."""
+    at, some 10 ms each. In no verdict; a study looks for them by group_duplicates."""
     seed: Seed = 0
     """Of the images, the held-out parts, the partners and the resamples."""
 

@@ -78,9 +78,7 @@ class AuditSample:
         return part
 
 
-def draw_sample(
-    run: AuditTarget, manifest: Manifest, *, images: int | str, seed: int, tests: int = 1
-) -> AuditSample:
+def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int | str, seed: int, tests: int = 1) -> AuditSample:
     """Labelled images that the run's classifiers were not trained on, drawn by patient, see `choose_images`.
 
     Args:
