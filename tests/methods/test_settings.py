@@ -41,7 +41,11 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (AuditConfig, {"masks": "estimte"}, "masks = 'estimte'"),
     (AuditConfig, {"images": "some"}, "images = 'some': auto, all, or a whole number from 1 to 10,000,000 is needed"),
     (AuditConfig, {"images": -1}, "images = -1: auto, all, or a whole number from 1 to"),
-    (AuditConfig, {"images": 10_000_001}, "images = 10000001: auto, all, or a whole number from 1 to 10,000,000 is needed"),
+    (
+        AuditConfig,
+        {"images": 10_000_001},
+        "images = 10000001: auto, all, or a whole number from 1 to 10,000,000 is needed",
+    ),
     (AuditConfig, {"images": True}, "images = True: auto, all, or a whole number from 1 to"),
     (AuditConfig, {"images": 1.5}, "images = 1.5: auto, all, or a whole number from 1 to"),
     (CaptionConfig, {"captioner": "blop"}, "unknown captioner 'blop'; did you mean 'blip'?"),

@@ -74,10 +74,13 @@ def power(tests: Sequence[Mapping[str, Any]], *, images: int, groups: int, avail
     errors = [t["error"] for t in own if not (t["is_constant"] or t["is_small"] or t["doubt"])]
     effect = float(smallest_effect(max(errors), len(own))) if errors else None
     seen = f"{counted(images, 'image')} of {counted(groups, 'independent group')} were looked at"
-    shown = "no test of the classifier can tell, whatever the effect" if effect is None else (
-        f"each test of the classifier finds an effect of {share(effect)} points ({share(effect - MARGIN)} beyond the "
-        f"{share(MARGIN)} that are not called reliance) with a chance of {share(POWER)} %"
-    )  # fmt: skip
+    shown = (
+        "no test of the classifier can tell, whatever the effect"
+        if effect is None
+        else f"an effect of {share(effect)} points ({share(effect - MARGIN)} beyond the {100 * MARGIN:.0f} that are not "
+        "called reliance), in any test of the classifier that can tell, would have been found with a chance of "
+        f"{100 * POWER:.0f} %"
+    )
     more = (
         f"Raise `images` (`audit_images` in a study) to show smaller ones: {available:,} are there, `all` takes them."
         if images < available
