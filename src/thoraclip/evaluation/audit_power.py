@@ -77,8 +77,8 @@ def power(tests: Sequence[Mapping[str, Any]], *, images: int, groups: int, avail
     shown = (
         "no test of the classifier can tell, whatever the effect"
         if effect is None
-        else f"an effect of {share(effect)} points ({share(effect - MARGIN)} beyond the {100 * MARGIN:.0f} that are not "
-        "called reliance), in any test of the classifier that can tell, would have been found with a chance of "
+        else f"an effect of {share(effect)} points ({share(effect - MARGIN)} beyond the {100 * MARGIN:.0f} that are "
+        "not called reliance), in any test of the classifier that can tell, would have been found with a chance of "
         f"{100 * POWER:.0f} %"
     )
     more = (
