@@ -153,6 +153,16 @@ def test_the_planted_border_is_found_through_the_command(
     assert abs(shuffled["effect"]) < 0.2
 
 
+@pytest.mark.parametrize("images", ["some", "-1", "2.5", "true", '""'])
+def test_another_word_for_the_images_is_refused_in_one_line(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["audit", "nowhere", "--out", str(tmp_path / "out"), "--set", f"images={images}"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "auto, all, or a whole number from 1 to 10,000,000 is needed" in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("few_trees")
 def test_a_killed_audit_goes_on_and_ends_with_the_same_bytes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
