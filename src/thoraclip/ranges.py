@@ -164,7 +164,7 @@ def conform(name: str, value: Any, kind: Any) -> Any:
         if (
             isinstance(value, bool)
             or not isinstance(value, numbers.Integral)
-            or not (value == 0 or value in limits.numbers)
+            or not (value == 0 or int(value) in limits.numbers)
         ):
             raise ConfigError(f"{name} = {shown(value)}: {limits} is needed")
         return int(value) or limits.words[-1]

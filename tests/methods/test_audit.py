@@ -44,6 +44,7 @@ from thoraclip.methods.audit import AuditConfig, audit, probes, refits, scoring
 from thoraclip.methods.audit.probes import probe_tests, view_tests
 from thoraclip.methods.audit.sample import AuditSample, choose_images, draw_sample
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, fills_in_turn
+from thoraclip.methods.predictors import read_run
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.models import segmenter
@@ -95,6 +96,9 @@ class Run:
 
     def own_predictions(self, manifest: Manifest) -> Predictions | None:
         return self.own
+
+    def kept_answers(self, classifier: Any, manifest: Manifest, images: Manifest) -> None:
+        assert manifest is self.manifest or len(images) < len(manifest)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,14 @@ def test_the_planted_border_is_found_through_the_command(
     assert {row["column"] for row in content["subgroups"]} >= {"view", "sex", "age"}
     shuffled = next(t for t in content["tests"] if t["name"] == "shuffled probe")
     assert abs(shuffled["effect"]) < 0.2
+    run, few = read_run(place), phantoms.take(np.arange(5))
+    for fold in run.folds:
+        classifier = run.classifier(fold, run.label_set(phantoms))
+        looked = classifier.look(next(grey_batches(few, classifier.preprocess, batch_size=5))[1])
+        for kept, new in zip(run.kept_answers(classifier, phantoms, few) or (), looked, strict=True):
+            np.testing.assert_allclose(
+                kept, new, atol=2e-2 if classifier.encoder.description["precision"] == "bf16" else 1e-4
+            )
 
 
 @pytest.mark.parametrize("images", ["some", "-1", "2.5", "true", '""'])
@@ -293,6 +305,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     ((scene, classifiers), how, seen) = looks[0]
     assert len(how.pop("token")) == 64
     assert how.pop("manifest").column("image_id") == manifest.column("image_id")
+    assert how.pop("kept")(None, np.array([0])) is None
     assert how == {"batch_size": 7, "cache": tmp_path / "cache" / "views", "progress": steps["progress"]}
     folds = np.array(manifest.column("fold"))
     assert [own.tolist() for _, own in classifiers] == [np.flatnonzero(folds == f).tolist() for f in (0, 1)]

@@ -143,3 +143,23 @@ def test_a_view_of_which_no_image_can_be_made_is_left_out(tmp_path: Path) -> Non
     classifiers: Any = [(Reader(0), np.arange(5))]
     seen = score_views(scene, classifiers, batch_size=2, manifest=manifest, cache=tmp_path, token="t")
     assert set(seen) == {name for name, view in VIEWS.items() if not view.needs_lungs}
+
+
+def test_images_as_they_are_are_not_shown_where_their_answers_are_kept(tmp_path: Path) -> None:
+    scene, readers = scene_of(11), (Reader(0.5), Reader(0.25))
+    classifiers: Any = [(readers[0], np.array([0, 2, 3, 7, 9])), (readers[1], np.array([1, 4, 5, 6, 8, 10]))]
+    manifest = Manifest.from_rows([{"image_id": f"i{n}", "path": f"{n}.png"} for n in range(11)], tmp_path)
+    given: dict[str, Any] = {"batch_size": 4, "manifest": manifest, "token": "t"}
+    whole = score_views(scene, classifiers, cache=tmp_path / "whole", **given)
+    asked, drawn = sum(readers[0].asked), list[tuple[int, int]]()
+
+    def kept(classifier: Any, rows: Any) -> Any:
+        return Reader(0.5).look(scene.greys[rows]) if classifier is readers[0] else None
+
+    seen = score_views(
+        scene, classifiers, cache=tmp_path / "kept", kept=kept, progress=lambda *both: drawn.append(both), **given
+    )
+    assert sum(readers[0].asked) - asked == asked - 5 and drawn[-1][0] == drawn[-1][1] > 0
+    for name, view in whole.items():
+        np.testing.assert_array_equal(seen[name].features, view.features)
+        np.testing.assert_array_equal(seen[name].scores, view.scores)

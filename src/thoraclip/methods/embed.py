@@ -19,7 +19,13 @@ from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayWriter, is_valid
-from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
+from thoraclip.tables.embeddings import (
+    EMBEDDINGS,
+    Embeddings,
+    embeddings_fingerprint,
+    embeddings_folder,
+    read_embeddings,
+)
 from thoraclip.tables.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -48,7 +54,7 @@ def cached_embeddings(
     """
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
-        kept, size = cache / digest([encoder.description, encoder.preprocess.as_dict()])[:12], config.batch_size
+        kept, size = embeddings_folder(cache, encoder.description, encoder.preprocess.as_dict()), config.batch_size
         return embed(manifest, encoder, kept, batch_size=size, pixels=pixels, progress=progress, announce=announce)
     finished = read_embeddings(Path(config.embeddings))
     expected = encoder.description

@@ -35,13 +35,13 @@ from thoraclip.methods.training.sampler import Sampler
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
 from thoraclip.models.files import adapter_folders
-from thoraclip.runs import digest, fold_folder
+from thoraclip.runs import fold_folder
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, training_notes
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
-from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
 from thoraclip.tables.manifest import Manifest, read_manifest
 
 __all__ = ["plan_study"]
@@ -234,7 +234,7 @@ class _Planner:
         encoder = load_encoder(config)
         spec = encoder.preprocess.as_dict()
         fingerprint = embeddings_fingerprint(self.manifest, encoder.description, spec)
-        return is_valid(self.out / "embeddings" / digest([encoder.description, spec])[:12], EMBEDDINGS, fingerprint)
+        return is_valid(embeddings_folder(self.out / "embeddings", encoder.description, spec), EMBEDDINGS, fingerprint)
 
     def stages(self, methods: Sequence[MethodEntry], *, is_finished: bool) -> Iterator[Row]:
         """What is done beside the runs, of the methods that can run; `is_finished`: their report is there."""

@@ -144,6 +144,7 @@ def audit(
         manifest=sample.manifest,
         cache=out / "cache" / "views",
         token=token,
+        kept=lambda classifier, rows: run.kept_answers(classifier, manifest, sample.manifest.take(rows)),
         progress=progress,
     )
     named = {name: view.named for name, view in seen.items()}

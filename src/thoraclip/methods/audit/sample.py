@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from thoraclip.data.batches import grey_batches, pixel_cache
 from thoraclip.data.splits import independent_groups
+from thoraclip.dtypes import Floats, Singles
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.audit_power import BEYOND, largest_error, smallest_effect
 from thoraclip.evaluation.audit_reading import MARGIN
@@ -53,6 +54,9 @@ class AuditTarget(Protocol):
 
     def classifier(self, fold: int | None, labels: LabelSet) -> Looker:
         """What scores the images of a fold."""
+
+    def kept_answers(self, classifier: Any, manifest: Manifest, images: Manifest) -> tuple[Singles, Floats] | None:
+        """What its classifier gives for some images of a manifest (see `Looker.look`), where that is kept."""
 
     def own_predictions(self, manifest: Manifest) -> Predictions | None:
         """Its predictions of this manifest, where it ran on it and keeps them."""
