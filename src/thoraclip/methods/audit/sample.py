@@ -117,7 +117,7 @@ def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int | str, seed
     return AuditSample(taken, classifiers, labels, targets[rows], groups.astype(np.int64), available)
 
 
-def choose_images(target: Ints, patient: Sequence[str], images: int | str, *, seed: int, tests: int) -> Ints:
+def choose_images(target: Ints, patient: npt.ArrayLike, images: int | str, *, seed: int, tests: int) -> Ints:
     """i64 rows of images drawn at random, one of every patient before a second one, the classes in their shares; two of
     each class at least.
 
