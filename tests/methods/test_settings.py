@@ -102,7 +102,7 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "weight_decay": 0.05, "select": "macro_f1",
     },
     AuditConfig: {
-        "images": "auto", "masks": "auto", "folds": 5, "l2": 0.1, "batch_size": 64, "resamples": 1000, "saliency": 8,
+        "images": "auto", "masks": "auto", "folds": 5, "l2": 0.1, "batch_size": 64, "resamples": 1000, "saliency": 4,
         "duplicates": False, "seed": 0,
     },
     CaptionConfig: {

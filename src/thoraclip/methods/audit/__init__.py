@@ -70,7 +70,7 @@ class AuditConfig(Settings):
     """Images per forward pass."""
     resamples: Resamples = 1000
     """Bootstrap resamples of patients behind every interval."""
-    saliency: ImageCount = 8
+    saliency: ImageCount = 4
     """Images whose heat maps are compared with the lungs; 0 for none."""
     duplicates: bool = False
     """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked
