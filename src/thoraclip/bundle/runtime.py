@@ -264,6 +264,10 @@ class BundleAuditTarget:
         """A bundle keeps no table of predictions."""
         return
 
+    def kept_answers(self, classifier: BundleClassifier, manifest: Manifest, images: Manifest) -> None:
+        """Nor features."""
+        return
+
 
 @cache
 def has_exact_bytes() -> bool:

@@ -32,7 +32,13 @@ from thoraclip.models.runtimes import RUNTIMES, TORCH, Choice, is_installed, req
 from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import Progress, digest, make_folder
 from thoraclip.tables.arrays import ArrayWriter, is_valid
-from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
+from thoraclip.tables.embeddings import (
+    EMBEDDINGS,
+    Embeddings,
+    embeddings_fingerprint,
+    embeddings_folder,
+    read_embeddings,
+)
 from thoraclip.tables.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -61,7 +67,7 @@ def cached_embeddings(
     """
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
-        kept, size = cache / digest([encoder.description, encoder.preprocess.as_dict()])[:12], config.batch_size
+        kept, size = embeddings_folder(cache, encoder.description, encoder.preprocess.as_dict()), config.batch_size
         given: dict[str, Any] = {"pixels": pixels, "progress": progress, "announce": announce}
         return embed(manifest, encoder, kept, batch_size=size, runtime=config.runtime, **given)
     finished = read_embeddings(Path(config.embeddings))

@@ -23,10 +23,10 @@ from thoraclip.methods.checking import has_text
 from thoraclip.methods.tracking import require_trackers
 from thoraclip.ranges import (
     AnyBatchSize,
+    AuditImages,
     FoldCount,
     FoldNumber,
     Geometry,
-    ImageCount,
     OneOf,
     Precision,
     Resamples,
@@ -138,8 +138,9 @@ class StudyConfig(ImageSource):
     audit: Annotated[str, OneOf(("best", "all", "none"))] = "best"
     """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
     classifier), all or none."""
-    audit_images: ImageCount = 500
-    """Images at most that each audit looks at, each in all views; 0 for all that the classifier has not seen."""
+    audit_images: AuditImages = "auto"
+    """Images that each audit looks at: auto (of the fewest patients that can show an effect of 10 points beyond the
+    margin), all that the classifier has not seen, or a number at most."""
     audit_masks: str = "auto"
     """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
     model."""
