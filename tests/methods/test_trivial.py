@@ -25,7 +25,8 @@ from thoraclip.data.splits import split_folds
 from thoraclip.errors import ImageError, ManifestError, ThoraclipError
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.methods import trivial
-from thoraclip.methods.running import parts, run_method
+from thoraclip.methods.parts import parts
+from thoraclip.methods.running import run_method
 from thoraclip.methods.trivial import GROUPS, Config, trivial_features
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss

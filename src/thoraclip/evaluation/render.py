@@ -19,6 +19,7 @@ from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
 from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
+from thoraclip.evaluation.learning_curve import learning_notes
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, printed, probability, share, share_interval, versus
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
@@ -126,6 +127,7 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
         "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
         "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
+        "learning": Markup(figures.learning_figure(context["learning"])) if context["learning"] else None,
         "roc": [(label, Markup(curve_figures.roc_figure(real, label))) for label in classes],
         **_useful_figures(report, context),
     }
@@ -224,6 +226,8 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
+        "learning": report.get("learning_curve"),
+        "learning_notes": learning_notes(report["learning_curve"]) if report.get("learning_curve") else [],
         "trusted": [m for m in ordered if m.get("trust")],
         "useful": [m for m in ordered if m.get("predictive_values")],
         "grouped": [m for m in ordered if m.get("subgroups")],

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
-from thoraclip.methods.running import MethodOutput, Rows, RunContext, Scores, require_classes
+from thoraclip.methods.parts import Rows
+from thoraclip.methods.running import MethodOutput, RunContext, Scores, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
