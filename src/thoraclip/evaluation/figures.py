@@ -26,6 +26,7 @@ from thoraclip.evaluation.drawing import (
     plot_interval,
     shorten,
 )
+from thoraclip.evaluation.learning_curve import labels_text, shots_columns
 from thoraclip.evaluation.reading import MAIN_METRIC
 from thoraclip.evaluation.results import MAJORITY
 
@@ -141,21 +142,22 @@ def learning_figure(curve: Entry) -> str:
     """Macro F1 of every method against the labelled patients of each class, with intervals, on a log2 axis; all labels
     stand at the mean over the classes. Dashed and shaded: the best method that needs none."""
     methods = [method for method in curve["methods"] if method["points"]]
-    numbers = sorted({point["shots"] for method in methods for point in method["points"]} - {"all"})
-    every = sum(curve["labelled"].values()) / len(curve["labelled"])
-    place = {number: float(number) for number in numbers} | {"all": max(every, 1.6 * max(numbers, default=1))}
+    columns, counts = shots_columns(curve), curve["labelled"].values()
+    place: dict[int | str, float] = {shots: float(shots) for shots in columns if isinstance(shots, int)}
+    place["all"] = max(sum(counts) / len(counts), 1.6 * max(place.values(), default=1.0))
+    names = [f"all\n({labels_text(curve)})" if shots == "all" else str(shots) for shots in columns]
+    step = min(0.09, 0.6 / max(1, len(methods)))
     with drawing.new_figure(5.6, 3.5 + 0.19 * (len(methods) + 1)) as figure:
         axes = figure.add_subplot()
         for number, method in enumerate(methods):
-            _draw_learning(axes, number, method, place, shift=2 ** (0.09 * (number - (len(methods) - 1) / 2)))
+            _draw_learning(axes, number, method, place, shift=2 ** (step * (number - (len(methods) - 1) / 2)))
         for row in curve["untrained"]:
             if row["name"] == curve["floor"]:
                 axes.axhline(100 * row["value"], color=SOFT, linewidth=1.2, linestyle=DASHED, label=row["name"])
                 if row["low"] is not None:
                     axes.axhspan(100 * row["low"], 100 * row["high"], color=SOFT, alpha=0.1, linewidth=0, zorder=0)
-        ticks = [*numbers, *(["all"] if any(m["points"][-1]["shots"] == "all" for m in methods) else [])]
         axes.set_xscale("log", base=2)
-        axes.set_xticks([place[tick] for tick in ticks], [str(tick) for tick in ticks])
+        axes.set_xticks([place[shots] for shots in columns], names)
         axes.minorticks_off()
         axes.set(xlabel=f"labelled {curve['unit']}s of each class", ylabel="macro F1 (%), 95 % interval")
         axes.grid()

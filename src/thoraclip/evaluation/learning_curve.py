@@ -28,7 +28,17 @@ from thoraclip.evaluation.trainings import Variance, draw_variance, total, train
 from thoraclip.pages import counted
 from thoraclip.proportions import t_quantile
 
-__all__ = ["FewShot", "Judge", "Point", "curve_points", "learning_curve", "learning_notes", "learning_reading"]
+__all__ = [
+    "FewShot",
+    "Judge",
+    "Point",
+    "curve_points",
+    "labels_text",
+    "learning_curve",
+    "learning_notes",
+    "learning_reading",
+    "shots_columns",
+]
 
 Shots = int | str
 
@@ -200,18 +210,28 @@ def learning_notes(curve: Mapping[str, Any]) -> list[str]:
     notes = [_of_method(curve, method) for method in curve["methods"] if method["points"]]
     once = [m["name"] for m in curve["methods"] if m["points"] and not m["points"][-1]["counts_training"]]
     if once:
-        notes.append(f"The last point of {listed(once)} is of one training: its interval counts the test images alone.")
+        notes.append(f"All labels were trained on once by {listed(once)}: that interval counts the test images alone.")
     if curve["failed"]:
         rows = [f"{row['name']} with {row['shots']} ({row['error']})" for row in curve["failed"]]
         notes.append(f"Failed, and so not drawn: {listed(rows)}.")
     return notes
 
 
+def shots_columns(curve: Mapping[str, Any]) -> list[Shots]:
+    """The numbers of shots that any method has a point of, ascending, and `all` where one has."""
+    found: set[Shots] = {point["shots"] for method in curve["methods"] for point in method["points"]}
+    return [*sorted(shots for shots in found if isinstance(shots, int)), *(found & {"all"})]
+
+
+def labels_text(curve: Mapping[str, Any]) -> str:
+    """`36 to 39`: of the classes, how many labelled patients all are."""
+    fewest, most = min(curve["labelled"].values()), max(curve["labelled"].values())
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
 def _labels(curve: Mapping[str, Any], shots: Shots) -> str:
     if shots == "all":
-        fewest, most = min(curve["labelled"].values()), max(curve["labelled"].values())
-        some = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        return f"all labels ({some} {curve['unit']}s of each class)"
+        return f"all labels ({labels_text(curve)} {curve['unit']}s of each class)"
     assert isinstance(shots, int)
     return f"{counted(shots, 'labelled ' + curve['unit'])} of each class"
 

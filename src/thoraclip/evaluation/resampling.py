@@ -106,7 +106,8 @@ def replicate_answers(
         for weights in resample_weights(groups, resamples=resamples, seed=seed):
             for found, one_hot in zip(cells, answers, strict=True):
                 found.append((one_hot @ weights).T.reshape(-1, count, count))
-    drawn = [Weighted(np.concatenate(found), areas=np.array, losses=np.array) for found in cells]
+    none: Floats = np.zeros(0)
+    drawn = [Weighted(np.concatenate(found), areas=lambda: none, losses=lambda: none) for found in cells]
     return [{name: METRICS[name].resampled(one) for name in names} for one in drawn]
 
 
