@@ -66,7 +66,7 @@ class FewShot:
 
 @dataclass(frozen=True)
 class Point:
-    """Macro F1 of one method at one number of shots (`all`; 0 of a method that is not trained).
+    """Macro F1 of one method at one number of shots (`all` of a method of the report).
 
     Args:
         values: f64[D], one a training.
