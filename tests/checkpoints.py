@@ -61,6 +61,35 @@ def _model(family: str) -> torch.nn.Module:
     )
 
 
+TOWERS = (
+    *("clip_vision_model", "siglip_vision_model", "siglip2_vision_model", "dinov2", "dinov2_with_registers"),
+    *("dinov3_vit", "dinov3_convnext", "vit", "deit", "vit_mae", "vit_msn", "beit", "swin", "swinv2"),
+    *("convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet"),
+)
+_STAGES = {"hidden_sizes": [8, 12, 16, 16], "depths": [1] * 4}
+_WINDOWS = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, "image_size": SIDE}
+_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+_SIZES: dict[str, dict[str, Any]] = {
+    "convnext": _STAGES, "convnextv2": _STAGES, "dinov3_convnext": _STAGES, "swin": _WINDOWS, "swinv2": _WINDOWS,
+    "resnet": _RESNET, "regnet": _RESNET | {"groups_width": 4}, "mobilenet_v1": {}, "mobilenet_v2": {},
+    "efficientnet": {},
+}  # fmt: skip
+"""Of the towers that are no transformers of one width."""
+
+
+def save_tower(model_type: str, folder: Path, *, seed: int = 0, with_head: bool = False) -> Path:
+    """A random vision tower with its image processor; `with_head` as its image classifier saves it."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+    sizes = _SIZES.get(model_type, _VISION | ({} if model_type == "siglip2_vision_model" else {"image_size": SIDE}))
+    config = AutoConfig.for_model(model_type, **sizes)
+    torch.manual_seed(seed)
+    (AutoModelForImageClassification if with_head else AutoModel).from_config(config).save_pretrained(folder)
+    content = {"size": {"height": SIDE, "width": SIDE}, "resample": 3, "image_mean": [0.5, 0.4, 0.3]}
+    return _with_processor(folder, content | {"image_std": [0.25, 0.3, 0.2]})
+
+
 _WORDS = ["a", "an", "chest", "x", "-", "ray", "of", "the", "lung", "heart", "left", "right", "both", "white", "dark"]
 
 

@@ -216,7 +216,7 @@ def test_a_cache_has_a_folder_for_each_encoder_and_embeds_as_it_is_told(
 def test_the_last_encoder_is_kept_as_long_as_its_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
     monkeypatch.setattr(
-        dual_encoder, "load_dual_encoder", lambda model, **given: loaded.append((model, given)) or object()
+        dual_encoder, "load_vision_encoder", lambda model, **given: loaded.append((model, given)) or object()
     )
     monkeypatch.setattr(FrozenEncoder, "of", lambda encoder: encoder)
     for name in ("model", "adapter"):

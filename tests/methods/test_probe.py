@@ -177,9 +177,8 @@ def test_the_images_are_read_with_the_runs_folders_and_progress(
         asked.append((arguments, given))
         raise AskedError
 
-    monkeypatch.setattr(
-        {"probe": probe, "zeroshot": zeroshot}[kind], "load_encoder", lambda config: ("the encoder of", config)
-    )
+    module, name = {"probe": (probe, "load_encoder"), "zeroshot": (zeroshot, "load_text_encoder")}[kind]
+    monkeypatch.setattr(module, name, lambda config, *_: ("the encoder of", config))
     monkeypatch.setattr(embed, "cached_embeddings", cached)
     config = Config() if kind == "probe" else ZeroshotConfig()
     given: dict[str, Any] = {"pixels": tmp_path / "px", "progress": lambda *_: None, "announce": print}
@@ -189,10 +188,10 @@ def test_the_images_are_read_with_the_runs_folders_and_progress(
 
 
 def test_finished_features_need_no_encoder_but_for_texts(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> None:
-    def load(_: object) -> None:
+    def load(*_: object) -> None:
         raise LookupError("loaded")
 
-    monkeypatch.setattr(probe, "load_encoder", load)
+    monkeypatch.setattr(probe, "load_text_encoder", load)
     monkeypatch.setattr(probe, "finished_embeddings", lambda config: config)
     context: Any = None
     assert probe._inputs(Config(), context, manifest.label_set()) == (Config(), None)

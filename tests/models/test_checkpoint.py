@@ -34,7 +34,7 @@ OTHER_TYPE = {
     "clip": "not a dual encoder",
     "blip": "no captioner; name a BLIP model, such as Salesforce/blip-",
     "segformer": "no semantic segmentation model",
-    "vit": "neither an image classifier nor a dual encoder",
+    "vit": "no image classifier, dual encoder or vision tower",
 }
 
 

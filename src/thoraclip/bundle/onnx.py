@@ -105,7 +105,8 @@ def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
 def _of_encoder(classifier: EncoderClassifier) -> tuple[nn.Module, nn.Module]:
     encoder, head = classifier.encoder, classifier.head
     model = copy.deepcopy(encoder.model).cpu()
-    del model.text_model
+    if "text" in encoder.towers:
+        del model.text_model
     moved = replace(encoder, model=model, device=torch.device("cpu"), precision="fp32")
     scale = head.scale.astype(np.float64)
     weight = head.weight.astype(np.float64) / scale  # W (x - mean) / scale + b, as one product

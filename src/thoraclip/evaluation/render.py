@@ -223,6 +223,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "published_columns": PUBLISHED_METRICS,
         "outside": [row for row in report["published"] if row.get("of") not in beside],
         "versus_best": versus_best,
+        "encoders": report.get("encoders"),
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],

@@ -17,6 +17,7 @@ from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.parts import require_folds
+from thoraclip.models.architectures import ARCHITECTURES, find_architecture
 from thoraclip.models.files import (
     Checkpoint,
     locate,
@@ -31,7 +32,7 @@ from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["check_method", "check_model"]
+__all__ = ["check_method", "check_model", "has_text"]
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -54,7 +55,9 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
         require_folds(config.only_folds, folds)
     if hasattr(config, "model"):
         with_weights = getattr(config, "pretrained", True)
-        check_model(config.model, config.geometry, with_text=method.embeds, with_weights=with_weights)
+        needs_text = kind if getattr(config, "reads_texts", False) else ""
+        encodes = method.embeds or method.trains_adapters
+        check_model(config.model, config.geometry, encodes=encodes, needs_text=needs_text, with_weights=with_weights)
     if hasattr(config, "prompts") and getattr(config, "reads_prompts", True):
         prompts = load_prompts(config.prompts)
         if config.prompts.endswith(".toml"):  # a shipped set has classes of many data sets
@@ -81,27 +84,59 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
         raise MissingExtraError("peft", "study")
 
 
-def check_model(name: str, geometry: str, *, with_text: bool = False, with_weights: bool = True) -> None:
+def has_text(name: str) -> bool:
+    """False for a model whose type is known as a vision tower without texts; the small files of one on the Hub alone
+    are fetched.
+
+    A model that cannot be read counts as one with texts: `check_model` says what is wrong with it.
+    """
+    try:
+        folder = stored_folder(name)
+        if folder is None:
+            from thoraclip.models.checkpoint import find_checkpoint  # with torch
+
+            model_type = find_checkpoint(name).config.model_type
+        else:
+            model_type = read_json(folder / "config.json", error=ModelError).get("model_type")
+    except (ModelError, AttributeError):
+        return True
+    return model_type not in ARCHITECTURES or ARCHITECTURES[model_type].has_text
+
+
+def check_model(
+    name: str, geometry: str, *, encodes: bool = False, needs_text: str = "", with_weights: bool = True
+) -> None:
     """Raise ModelError unless the files of a local model are there and readable. Of one whose weights are on the Hub
-    alone, the small files are fetched."""
+    alone, the small files are fetched.
+
+    Args:
+        name, geometry: as the user gave them.
+        encodes: True where the model must be an encoder of images (`models.architectures`).
+        needs_text: what compares images with texts; empty where nothing does.
+        with_weights: False where the architecture alone is taken.
+    """
     is_local = locate(name)[1]
     folder = stored_folder(name)
     if folder is None:
         from thoraclip.models.checkpoint import find_checkpoint  # with torch
 
         require_on_hub(name, "*.safetensors" if with_weights else "config.json")
-        read_preprocess(find_checkpoint(name), geometry=geometry)
+        found = find_checkpoint(name)
+        if encodes:
+            find_architecture(str(found.config.model_type), name, needs_text=needs_text)
+        read_preprocess(found, geometry=geometry)
         return
     checkpoint = Checkpoint(name, str(folder), is_local=True, config=None)
     file, remedy = folder / "config.json", "get the model again"
     content = read_json(file, error=ModelError, remedy=remedy)
     check(content, table(model_type=text), file, error=ModelError, remedy=remedy)
     model_type = content["model_type"]
+    has_text = encodes and find_architecture(model_type, name, needs_text=needs_text).has_text
     read_preprocess(checkpoint, geometry=geometry)
     files = sorted(folder.glob("*.safetensors"))
     if not files and with_weights:
         raise checkpoint.error(f"type '{model_type}': weights cannot be loaded; a model.safetensors is needed")
     for file in files:
         require_float_weights(file, f"model '{name}'")
-    if is_local and with_text and not any((folder / file).is_file() for file in _TOKENIZERS):
+    if is_local and has_text and not any((folder / file).is_file() for file in _TOKENIZERS):
         raise checkpoint.error("its tokenizer cannot be loaded; a tokenizer.json is needed")

@@ -14,9 +14,9 @@ from thoraclip.data.batches import picture_source
 from thoraclip.errors import MismatchError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.engines import Engine, Features, by_processes, by_threads, cut
-from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
+from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayWriter, is_valid
 from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
@@ -36,7 +36,7 @@ def cached_embeddings(
     manifest: Manifest,
     cache: Path,
     *,
-    encoder: DualEncoder | None = None,
+    encoder: VisionEncoder | None = None,
     pixels: Path | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
@@ -69,7 +69,7 @@ def cached_embeddings(
 
 def embed(
     manifest: Manifest,
-    encoder: DualEncoder,
+    encoder: VisionEncoder,
     out: Path,
     *,
     batch_size: int = 0,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, ModelError
+from thoraclip.models.architectures import find_architecture
 from thoraclip.models.files import (
     Checkpoint,
     adapter_folders,
@@ -24,9 +25,16 @@ from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 
 if TYPE_CHECKING:
-    from thoraclip.models.frozen import FrozenEncoder
+    from thoraclip.models.frozen import FrozenDualEncoder, FrozenEncoder
 
-__all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings", "load_encoder", "stated_by_embeddings"]
+__all__ = [
+    "EncoderConfig",
+    "ModelConfig",
+    "finished_embeddings",
+    "load_encoder",
+    "load_text_encoder",
+    "stated_by_embeddings",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,11 @@ class ModelConfig(Settings):
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     only_folds: tuple[FoldNumber, ...] = ()
     """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
+
+    @property
+    def reads_texts(self) -> bool:
+        """True where images are compared with texts, so that a vision tower alone does not serve."""
+        return False
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the artefacts that the config names, so that a run is repeated when one of them changes."""
@@ -99,6 +112,18 @@ def load_encoder(config: EncoderConfig) -> FrozenEncoder:
     return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision, files)
 
 
+def load_text_encoder(config: EncoderConfig, needs_text: str) -> FrozenDualEncoder:
+    """`load_encoder` where texts are compared with images; raises ModelError for a vision tower (see
+    `models.architectures.find_architecture`)."""
+    from thoraclip.models.frozen import FrozenDualEncoder
+
+    encoder = load_encoder(config)
+    if not isinstance(encoder, FrozenDualEncoder):
+        find_architecture(str(encoder.tower.config.model_type), config.model, needs_text=needs_text)
+    assert isinstance(encoder, FrozenDualEncoder), "refused above"
+    return encoder
+
+
 def _files(folder: Path) -> list[tuple[str, int, int]]:
     """(path, size, time) of every file of a local folder: another training may have replaced them."""
     stats = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
@@ -109,11 +134,11 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
 def _load(
     model: str, adapter: str, adapter_scale: float, geometry: str, precision: str, files: tuple[object, ...]
 ) -> FrozenEncoder:
-    from thoraclip.models.dual_encoder import load_dual_encoder  # with torch
+    from thoraclip.models.dual_encoder import load_vision_encoder  # with torch
     from thoraclip.models.frozen import FrozenEncoder
 
     return FrozenEncoder.of(
-        load_dual_encoder(model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision)
+        load_vision_encoder(model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision)
     )
 
 

@@ -23,8 +23,8 @@ from thoraclip.data.batches import decoded
 from thoraclip.engine import over_ray
 from thoraclip.errors import MismatchError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import SHIPPED
+from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import process_count
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores, in_order
@@ -58,7 +58,7 @@ def threads_here() -> int:
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or process_count()))
 
 
-def by_threads(encoder: DualEncoder, pictures: Pictures, *, threads: int = 0) -> Engine:
+def by_threads(encoder: VisionEncoder, pictures: Pictures, *, threads: int = 0) -> Engine:
     """This process: on a CPU each thread decodes and encodes batches of its own, so that neither waits for the other.
 
     A product of matrices is then not shared between threads, which costs a wait at its end; a thread that reads memory
@@ -103,7 +103,7 @@ def by_threads(encoder: DualEncoder, pictures: Pictures, *, threads: int = 0) ->
     return on_cpu if encoder.device.type == "cpu" else on_device
 
 
-def by_processes(group: ProcessGroup, encoder: DualEncoder, pictures: Pictures) -> Engine:
+def by_processes(group: ProcessGroup, encoder: VisionEncoder, pictures: Pictures) -> Engine:
     """Several processes that a launcher started: each encodes its share of the batches, all get all features."""
     alone = by_threads(encoder, pictures)
 

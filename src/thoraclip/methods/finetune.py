@@ -81,6 +81,11 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
                 f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
             )
 
+    @property
+    def reads_texts(self) -> bool:
+        """Always, by now: every loss is on texts."""
+        return True
+
     def inputs(self) -> dict[str, str]:
         """Model, prompts and captions as they are now."""
         read = {"prompts": prompts_digest(self.prompts)}

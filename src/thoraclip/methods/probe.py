@@ -18,7 +18,7 @@ from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
-from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
+from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder, load_text_encoder
 from thoraclip.methods.parts import Part, Rows, parts_of
 from thoraclip.methods.running import MethodOutput, RunContext, Scores, pooled_predictions, require_classes
 from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
@@ -93,6 +93,11 @@ class Config(EncoderConfig):
                 f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "
                 "the space shared with text; set features = 'projected'"
             )
+
+    @property
+    def reads_texts(self) -> bool:
+        """True for features in the space shared with text."""
+        return self.features == "projected"
 
     @property
     def reads_prompts(self) -> bool:
@@ -208,10 +213,10 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
     finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None
-    encoder = load_encoder(config)
-    embedded = context.embeddings(config, encoder)
     if not config.reads_prompts:
-        return embedded, None
+        return context.embeddings(config, load_encoder(config)), None
+    encoder = load_text_encoder(config, "probe")
+    embedded = context.embeddings(config, encoder)
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))
     return embedded, Texts(vectors, encoder.logit_scale)
 

@@ -39,7 +39,7 @@ from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictio
 
 if TYPE_CHECKING:
     from thoraclip.methods.encoders import EncoderConfig
-    from thoraclip.models.dual_encoder import DualEncoder
+    from thoraclip.models.vision_encoder import VisionEncoder
     from thoraclip.tables.embeddings import Embeddings
 
 __all__ = [
@@ -70,7 +70,7 @@ class RunContext:
     # of all that the result of a fold depends on, so not of which folds are run; checkpoints and weights carry it
     fingerprint: str = ""
 
-    def embeddings(self, config: EncoderConfig, encoder: DualEncoder) -> Embeddings:
+    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder) -> Embeddings:
         """The features of all images; see `embed.cached_embeddings`."""
         from thoraclip.methods.embed import cached_embeddings  # with torch
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
-from thoraclip.methods.encoders import EncoderConfig, load_encoder
+from thoraclip.methods.encoders import EncoderConfig, load_text_encoder
 from thoraclip.methods.parts import Part, parts
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
 from thoraclip.models.heads import LinearHead, log_loss, softmax
@@ -40,6 +40,11 @@ class Config(EncoderConfig):
     prompts: str = "chest-xray-ensemble"
     """A shipped prompt set, or a TOML file of your own."""
 
+    @property
+    def reads_texts(self) -> bool:
+        """Always: the classes are texts."""
+        return True
+
     def inputs(self) -> dict[str, str]:
         """The encoder's artefacts, and the prompts as they read."""
         return super().inputs() | {"prompts": prompts_digest(self.prompts)}
@@ -57,7 +62,7 @@ class Scored:
 
 def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
-    encoder = load_encoder(config)
+    encoder = load_text_encoder(config, "zeroshot")
     embedded = context.embeddings(config, encoder)
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
     vectors = prompt_vectors(encoder, prompts, labels)
@@ -166,7 +171,7 @@ def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -
     """An encoder with the mean vectors of each class's prompts as a linear head."""
     from thoraclip.models.classifiers import EncoderClassifier
 
-    encoder = load_encoder(config)
+    encoder = load_text_encoder(config, "zeroshot")
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels))
     weight = (encoder.logit_scale * vectors).astype(np.float32)
     return EncoderClassifier(encoder, LinearHead.unscaled(labels, weight), "projected")

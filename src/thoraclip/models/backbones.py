@@ -1,4 +1,4 @@
-"""Image classifiers that are trained end to end: Transformers' own, or a dual encoder's vision tower with a head.
+"""Image classifiers that are trained end to end: Transformers' own, or a vision tower with a head.
 
 A trained one is a folder: `model.safetensors`, `config.json` and `preprocessor_config.json` as Transformers writes them
 (so that `AutoModelForImageClassification` loads it, where it is one), and `thoraclip.json` with the classes and what it
@@ -26,11 +26,13 @@ from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
 from thoraclip.labels import LabelSet
+from thoraclip.models.architectures import ARCHITECTURES
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
-from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
+from thoraclip.models.dual_encoder import load_vision_encoder, untrained_encoder
 from thoraclip.models.files import Checkpoint, holds_weights, read_about, require_float_weights, write_about
 from thoraclip.models.image_processor import preprocessor_json, read_preprocess
 from thoraclip.models.network import Network, network_settings
+from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import atomic_open, whole_folder, write_json
 from thoraclip.shapes import sequence, table, text
 
@@ -43,7 +45,7 @@ _HEAD_STD = 0.02
 
 
 class TowerClassifier(nn.Module):
-    """The vision tower of a dual encoder, its pooled output, and a linear layer on it.
+    """A vision tower, its pooled output, and a linear layer on it.
 
     Args:
         encoder: whose tower is taken, and which knows how the tower wants its pixels.
@@ -52,19 +54,20 @@ class TowerClassifier(nn.Module):
 
     base_model_prefix = "vision_model"  # as Transformers' classifiers have
 
-    def __init__(self, encoder: DualEncoder, classes: int) -> None:
+    def __init__(self, encoder: VisionEncoder, classes: int) -> None:
         super().__init__()
-        del encoder.model.text_model  # it would only take memory
-        self._features = encoder.image_features
-        self.vision_model = encoder.model.vision_model
+        if "text" in encoder.towers:
+            del encoder.model.text_model  # it would only take memory
+        self._features = encoder.pooled
+        self.vision_model = encoder.tower
         side = encoder.preprocess.size
         with torch.inference_mode():
-            pooled, _ = encoder.image_features(torch.zeros(1, 3, side, side, device=encoder.device))
+            pooled = encoder.pooled(torch.zeros(1, 3, side, side, device=encoder.device))
         self.classifier = nn.Linear(pooled.shape[-1], classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, S, S] -> logits [B, C]."""
-        logits: Tensor = self.classifier(self._features(pixels)[0])
+        logits: Tensor = self.classifier(self._features(pixels))
         return logits
 
 
@@ -170,11 +173,11 @@ def load_backbone(
 
     Args:
         model: Hub id, local folder, or `tiny-clip`: an image classifier of any architecture that Transformers has, or a
-            dual encoder, whose vision tower then gets a head on its pooled output.
+            dual encoder or a vision tower, which then gets a head on its pooled output.
         labels: C classes.
         pretrained: False draws every weight from the seed: the architecture alone is taken.
         seed: of what is drawn.
-        geometry, precision, device: as in `load_dual_encoder`.
+        geometry, precision, device: as in `load_vision_encoder`.
 
     Raises:
         ModelError: not found, no image classifier, or weights missing, unexpected or not finite.
@@ -187,8 +190,8 @@ def load_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module
-        if pretrained and is_dual_encoder(checkpoint):
-            network = TowerClassifier(load_dual_encoder(model, geometry=geometry, device=device), len(labels))
+        if pretrained and _is_tower(checkpoint):
+            network = TowerClassifier(load_vision_encoder(model, geometry=geometry, device=device), len(labels))
         else:
             network = _untrained(checkpoint, len(labels), settings)
             base = f"{network.base_model_prefix}."
@@ -208,12 +211,21 @@ def load_backbone(
     return backbone
 
 
+def _is_tower(checkpoint: Checkpoint) -> bool:
+    """True for a dual encoder, and a vision tower of which Transformers has no image classifier."""
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+    architecture = ARCHITECTURES.get(str(checkpoint.config.model_type))
+    has_classifier = type(checkpoint.config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return architecture is not None and (architecture.has_text or not has_classifier)
+
+
 def _untrained(checkpoint: Checkpoint, classes: int, settings: dict[str, Any]) -> nn.Module:
     """The architecture with a head for C classes, weights drawn from PyTorch's global stream."""
     from transformers import AutoModelForImageClassification
 
-    if is_dual_encoder(checkpoint):
-        return TowerClassifier(untrained_dual_encoder(checkpoint, settings), classes)
+    if _is_tower(checkpoint):
+        return TowerClassifier(untrained_encoder(checkpoint, settings), classes)
     config = checkpoint.config
     if getattr(config, "num_channels", 3) != 3:
         raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
@@ -223,7 +235,7 @@ def _untrained(checkpoint: Checkpoint, classes: int, settings: dict[str, Any]) -
             network: nn.Module = AutoModelForImageClassification.from_config(config)
     except ValueError as error:
         raise checkpoint.error(
-            f"type '{config.model_type}' is neither an image classifier nor a dual encoder"
+            f"type '{config.model_type}' is no image classifier, dual encoder or vision tower that gives image features"
         ) from error
     if {name.startswith(f"{network.base_model_prefix}.") for name, _ in network.named_parameters()} != {True, False}:
         raise checkpoint.error(f"of type '{config.model_type}', whose head cannot be told from its network")

@@ -73,7 +73,7 @@ def load_captioner(
         model: a Hub id (such as Salesforce/blip-image-captioning-base) or a local folder in Transformers format.
         prompt: words that every caption begins with, such as "a chest x-ray of"; empty for none.
         max_new_tokens: tokens that the model may add.
-        geometry, precision, device: as in `load_dual_encoder`.
+        geometry, precision, device: as in `load_vision_encoder`.
 
     Raises:
         ModelError: not found, not BLIP, or weights missing or unexpected.

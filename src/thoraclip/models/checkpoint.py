@@ -66,14 +66,19 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def load_model(
-    checkpoint: Checkpoint, architecture: Any = None, *, is_replaced: Callable[[str], bool] = lambda _: False
+    checkpoint: Checkpoint,
+    architecture: Any = None,
+    *,
+    is_replaced: Callable[[str], bool] = lambda _: False,
+    **options: Any,
 ) -> nn.Module:
     """Load all weights in fp32; a missing, unexpected or misshapen one is an error (Transformers only prints it).
 
     Args:
         checkpoint: as found.
         architecture: Transformers class that the weights must fill; `None` for the one that the configuration names.
-        is_replaced: by name, weights that are made anew afterwards and not checked.
+        is_replaced: by name, weights that are made anew afterwards, or not needed, and not checked.
+        options: of that class.
 
     Raises:
         ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite or of whole
@@ -91,6 +96,7 @@ def load_model(
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
+            **options,
         )
     except Exception as error:  # OSError, safetensors and runtime errors
         raise checkpoint.error(
@@ -186,7 +192,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
     except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
         raise ModelError(f"adapter '{folder}': does not fit model '{checkpoint.name}' ({first_line(error)})") from error
     with torch.no_grad():
-        if note is not None:
+        if note is not None and hasattr(merged, "logit_scale"):
             merged.logit_scale.fill_(note.log_scale)  # type: ignore[operator]
             if hasattr(merged, "logit_bias"):
                 merged.logit_bias.fill_(note.bias)  # type: ignore[operator]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import Backbone
-from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.heads import LinearHead
+from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
@@ -27,9 +27,9 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EncoderClassifier:
-    """Features of a dual encoder's vision tower, and a linear head on them; a `Predictor`."""
+    """Features of a vision tower, and a linear head on them; a `Predictor`."""
 
-    encoder: DualEncoder  # its adapter merged, if it has one
+    encoder: VisionEncoder  # its adapter merged, if it has one
     head: LinearHead  # of C classes, on `features`
     features: str  # `pooled` (before the projection) or `projected` (unit vectors in the space shared with text)
 
@@ -46,7 +46,7 @@ class EncoderClassifier:
     @property
     def network(self) -> nn.Module:
         """The vision tower."""
-        tower: nn.Module = self.encoder.model.vision_model
+        tower: nn.Module = self.encoder.tower
         return tower
 
     @property

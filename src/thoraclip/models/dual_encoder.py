@@ -1,4 +1,4 @@
-"""Dual encoders: CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder."""
+"""Dual encoders (CLIP, SigLIP, SigLIP 2, vision-text-dual-encoder), and how they and vision towers are loaded."""
 
 from __future__ import annotations
 
@@ -12,53 +12,37 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.errors import did_you_mean
-from thoraclip.imaging import check_pixels
+from thoraclip.models.architectures import Architecture, find_architecture
 from thoraclip.models.checkpoint import (
     find_checkpoint,
     load_adapter,
     load_model,
     load_tokenizer,
-    quiet,
     weights_fingerprint,
 )
 from thoraclip.models.files import Checkpoint
 from thoraclip.models.image_processor import read_preprocess
-from thoraclip.models.network import Network, network_settings
+from thoraclip.models.network import network_settings
+from thoraclip.models.vision_encoder import VisionEncoder, load_tower, unit, untrained_tower
 
-__all__ = ["DualEncoder", "is_dual_encoder", "load_dual_encoder", "untrained_dual_encoder"]
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Traits of one Transformers model type."""
-
-    padding: str  # of short texts, as its text tower was trained
-    patchified: bool = False  # the vision tower takes patches, not images (SigLIP 2 NaFlex)
-    aligned: bool = True  # False: both towers may come from elsewhere, never trained to share a space
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "clip": _Family("longest"),
-    "siglip": _Family("max_length"),
-    "siglip2": _Family("max_length", patchified=True),
-    "vision-text-dual-encoder": _Family("longest", aligned=False),
-}
+__all__ = ["DualEncoder", "load_dual_encoder", "load_vision_encoder", "untrained_encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualEncoder(Network):
+class DualEncoder(VisionEncoder):
     """An image tower and a text tower that share one space."""
 
-    model: Any  # the Transformers model, in eval mode, fp32
-    family: _Family  # traits of the model type
     tokenizer: Any = None
-    fingerprint: str = ""  # SHA-256 over all weights, the adapter's included
 
     @property
-    def description(self) -> dict[str, str]:
-        """What identifies the features that this encoder makes, wherever its files lie."""
-        return {"weights": self.fingerprint, "precision": self.precision}
+    def towers(self) -> Mapping[str, str]:
+        """See `VisionEncoder`."""
+        return {"vision": "vision_model.", "text": "text_model."}
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return self.model.vision_model
 
     @property
     def logit_scale(self) -> float:
@@ -67,7 +51,7 @@ class DualEncoder(Network):
 
     def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """f32[B, 3, H, W] -> (pooled [B, D] before the projection, projected [B, P], not normalised), with gradient."""
-        pooled = self.model.vision_model(**self._vision_inputs(pixels)).pooler_output
+        pooled = self.pooled(pixels)
         # SigLIP has no projection: its pooled output is the shared space
         return pooled, getattr(self.model, "visual_projection", nn.Identity())(pooled)
 
@@ -81,72 +65,27 @@ class DualEncoder(Network):
         config = self.model.config.text_config
         limit = int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
         tokens = self.tokenizer(
-            list(texts), padding=self.family.padding, truncation=True, max_length=limit, return_tensors="pt"
+            list(texts), padding=self.architecture.padding, truncation=True, max_length=limit, return_tensors="pt"
         )
         return {name: value.to(self.device) for name, value in tokens.items()}
-
-    def encode_greys(
-        self, greys: npt.NDArray[np.uint8], *, check: bool = False
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors).
-
-        Args:
-            greys: made by `imaging.fit` with this encoder's spec.
-            check: look at what enters the model with `imaging.check_pixels`; for the first batch.
-        """
-        if check:
-            check_pixels(self.expand(greys).cpu().numpy(), self.preprocess)
-        return self.fetch(self.start(torch.from_numpy(greys)))
-
-    @torch.inference_mode()
-    def start(self, greys: Tensor) -> tuple[Tensor, Tensor]:
-        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors), which the device may still compute."""
-        with self.autocast():
-            pooled, projected = self._grey_features(greys)
-        return pooled.float(), _unit(projected)
-
-    @staticmethod
-    def fetch(features: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """What `start` returned, as soon as it is computed."""
-        return features[0].cpu().numpy(), features[1].cpu().numpy()
-
-    def _grey_features(self, greys: Tensor) -> tuple[Tensor, Tensor]:
-        return self.image_features(self.expand(greys))
-
-    def encode_images(self, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """f32[B, 3, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors)."""
-        with torch.inference_mode(), self.autocast():
-            pooled, projected = self.image_features(torch.from_numpy(pixels).to(self.device))
-        return self.fetch((pooled.float(), _unit(projected)))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Texts -> f32[N, P], unit vectors; always fp32, since there are few."""
-        vectors: npt.NDArray[np.float32] = _unit(self.text_features(self.tokenize(texts))).cpu().numpy()
+        vectors: npt.NDArray[np.float32] = unit(self.text_features(self.tokenize(texts))).cpu().numpy()
         return vectors
-
-    def _vision_inputs(self, pixels: Tensor) -> dict[str, Any]:
-        config = self.model.config.vision_config
-        if not self.family.patchified:
-            native = getattr(config, "image_size", None)
-            resized = native is not None and native != pixels.shape[-1] and config.model_type != "dinov2"
-            return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if resized else {})
-        patch, (batch, channels, height, width) = config.patch_size, pixels.shape
-        rows, columns = height // patch, width // patch
-        grid = pixels.reshape(batch, channels, rows, patch, columns, patch)
-        patches = grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch * patch * channels)
-        return {
-            "pixel_values": patches,
-            "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
-            "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
-        }
-
-
-def _unit(features: Tensor) -> Tensor:
-    return nn.functional.normalize(features.float(), dim=-1)
 
 
 def load_dual_encoder(
+    model: str | Path, *, adapter: str | Path = "", geometry: str = "squash", **given: Any
+) -> DualEncoder:
+    """`load_vision_encoder` of a model that must have a text tower; raises ModelError where it has none."""
+    encoder = load_vision_encoder(model, adapter=adapter, geometry=geometry, needs_text="what asked for it", **given)
+    assert isinstance(encoder, DualEncoder), "its architecture has a text tower"
+    return encoder
+
+
+def load_vision_encoder(
     model: str | Path,
     *,
     adapter: str | Path = "",
@@ -154,8 +93,9 @@ def load_dual_encoder(
     geometry: str = "squash",
     precision: str = "auto",
     device: str = "",
-) -> DualEncoder:
-    """Load a dual encoder; every weight that the architecture has must be in the checkpoint, and none besides.
+    needs_text: str = "",
+) -> VisionEncoder:
+    """Load a dual encoder or a vision tower; every weight that the architecture has must be in the checkpoint.
 
     Args:
         model: a Hub id, a local folder in Transformers format, or `tiny-clip`.
@@ -164,39 +104,34 @@ def load_dual_encoder(
         geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
         device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
+        needs_text: what compares images with texts; a vision tower is then refused.
 
     Raises:
-        ModelError: not found, not a dual encoder, weights missing or unexpected, adapter of another architecture.
+        ModelError: not found, no architecture that gives image features, weights missing or unexpected, adapter of
+            another architecture.
         MismatchError: the adapter was trained on other weights.
         ConfigError: unknown geometry or precision.
     """
     checkpoint = find_checkpoint(str(model))
-    if not is_dual_encoder(checkpoint):
-        model_type = str(checkpoint.config.model_type)
-        raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")
+    architecture = find_architecture(str(checkpoint.config.model_type), checkpoint.name, needs_text=needs_text)
     spec = read_preprocess(checkpoint, geometry=geometry)
     settings = network_settings(checkpoint, spec, precision=precision, device=device)
-    network = load_model(checkpoint)
+    network = load_model(checkpoint) if architecture.has_text else load_tower(checkpoint, architecture)
     if adapter:
         network = load_adapter(checkpoint, network, Path(adapter), scale=adapter_scale)
         settings["name"] = f"{model} + adapter"
-    tokenizer, fingerprint = load_tokenizer(checkpoint), weights_fingerprint(network)
-    return _dual_encoder(checkpoint, network, settings, tokenizer=tokenizer, fingerprint=fingerprint)
+    settings["fingerprint"] = weights_fingerprint(network)
+    if architecture.has_text:
+        settings["tokenizer"] = load_tokenizer(checkpoint)
+    return _encoder(architecture, network, settings)
 
 
-def _dual_encoder(checkpoint: Checkpoint, network: nn.Module, settings: dict[str, Any], **given: Any) -> DualEncoder:
-    model, family = network.float().eval().to(settings["device"]), _FAMILIES[checkpoint.config.model_type]
-    return DualEncoder(model=model, family=family, **settings, **given)
+def _encoder(architecture: Architecture, network: nn.Module, settings: dict[str, Any]) -> VisionEncoder:
+    kind = DualEncoder if architecture.has_text else VisionEncoder
+    return kind(model=network.float().eval().to(settings["device"]), architecture=architecture, **settings)
 
 
-def is_dual_encoder(checkpoint: Checkpoint) -> bool:
-    """True where `load_dual_encoder` knows the architecture."""
-    return str(checkpoint.config.model_type) in _FAMILIES
-
-
-def untrained_dual_encoder(checkpoint: Checkpoint, settings: dict[str, Any]) -> DualEncoder:
+def untrained_encoder(checkpoint: Checkpoint, settings: dict[str, Any]) -> VisionEncoder:
     """The architecture without its tokenizer, weights drawn from PyTorch's global stream; see `network_settings`."""
-    from transformers import AutoModel
-
-    with quiet():
-        return _dual_encoder(checkpoint, AutoModel.from_config(checkpoint.config), settings)
+    architecture = find_architecture(str(checkpoint.config.model_type), checkpoint.name)
+    return _encoder(architecture, untrained_tower(checkpoint, architecture), settings)

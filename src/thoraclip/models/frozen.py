@@ -1,4 +1,4 @@
-"""A dual encoder for inference only, its vision tower prepared once for the fastest arithmetic of its precision.
+"""An encoder for inference only, its vision tower prepared once for the fastest arithmetic of its precision.
 
 In fp32 nothing is changed. In bf16 the tower is copied, and in the copy
     the weights of products are bf16 already, which autocast would make of them in every pass (the same numbers);
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
 from thoraclip.models.grey import fold_grey
+from thoraclip.models.vision_encoder import VisionEncoder
 
 __all__ = ["FrozenEncoder"]
 
@@ -29,23 +30,24 @@ _QUICK_GELU = 1.702
 
 
 @dataclass(frozen=True)
-class FrozenEncoder(DualEncoder):
-    """A `DualEncoder` whose weights no one changes any more; grey images go through the prepared tower."""
+class FrozenEncoder(VisionEncoder):
+    """An encoder whose weights no one changes any more; grey images go through the prepared tower."""
 
-    @classmethod
-    def of(cls, encoder: DualEncoder) -> FrozenEncoder:
+    @staticmethod
+    def of(encoder: VisionEncoder) -> FrozenEncoder:
         """The same encoder, from now on only read."""
-        return cls(**{field.name: getattr(encoder, field.name) for field in fields(DualEncoder)})
+        kind = FrozenDualEncoder if isinstance(encoder, DualEncoder) else FrozenEncoder
+        return kind(**{field.name: getattr(encoder, field.name) for field in fields(encoder)})
 
     @property
     def description(self) -> dict[str, str]:
-        """See `DualEncoder`; in bf16 with the number of the rules by which it computes."""
+        """See `VisionEncoder`; in bf16 with the number of the rules by which it computes."""
         return description(self.fingerprint, self.precision)
 
     @property
     def arithmetic(self) -> str:
         """How the vision tower computes, in words."""
-        attention = getattr(self.model.config.vision_config, "_attn_implementation", None) or "eager"
+        attention = getattr(self.tower.config, "_attn_implementation", None) or "eager"
         return ", ".join((f"{self.precision} on {self.device.type}", *self._fast[2], f"{attention} attention"))
 
     def _grey_features(self, greys: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,21 +57,27 @@ class FrozenEncoder(DualEncoder):
         return encoder.image_features(greys.to(self.device, non_blocking=True)[:, None].float() - _MIDDLE)
 
     @cached_property
-    def _fast(self) -> tuple[DualEncoder, bool, list[str]]:
+    def _fast(self) -> tuple[VisionEncoder, bool, list[str]]:
         """(encoder around the prepared tower, whether it takes grey levels, what was done in words)."""
         if self.precision != "bf16":
             return self, False, []
-        own = copy.deepcopy(self.model, {id(self.model.text_model): None})  # the text tower is not needed in it
+        unused = [self.model.text_model] if "text" in self.towers else []
+        own = copy.deepcopy(self.model, {id(part): None for part in unused})
         steps = ["weights cast once"]
-        features = replace(self, model=own).image_features
-        if is_folded := fold_grey(own.vision_model, self.preprocess, features=features, zero=_MIDDLE):
+        copied = replace(self, model=own)
+        if is_folded := fold_grey(copied.tower, self.preprocess, features=copied.image_features, zero=_MIDDLE):
             steps.append("grey folded into the patch embedding")
-        if _quick_gelu_as_silu(own.vision_model):
+        if _quick_gelu_as_silu(copied.tower):
             steps.append("QuickGELU as SiLU")
         for module in own.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(torch.bfloat16)
-        return replace(self, model=own), is_folded, steps
+        return copied, is_folded, steps
+
+
+@dataclass(frozen=True)
+class FrozenDualEncoder(FrozenEncoder, DualEncoder):
+    """A `FrozenEncoder` with its text tower."""
 
 
 @torch.no_grad()

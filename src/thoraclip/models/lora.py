@@ -231,7 +231,7 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
 
 
 def _projections(encoder: DualEncoder, projections: str) -> list[str]:
-    if projections == "freeze" or (projections == "auto" and encoder.family.aligned):
+    if projections == "freeze" or (projections == "auto" and encoder.architecture.aligned):
         return []
     both = ("visual_projection", "text_projection")
     names = [name for name in both if isinstance(getattr(encoder.model, name, None), nn.Linear)]

@@ -41,7 +41,7 @@ class Network:
 
 
 def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str, device: str) -> dict[str, Any]:
-    """The fields of a `Network`; precision and device as in `load_dual_encoder`."""
+    """The fields of a `Network`; precision and device as in `load_vision_encoder`."""
     if device:
         place = torch.device(device)
     elif torch.cuda.is_available():

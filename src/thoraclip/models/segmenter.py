@@ -49,7 +49,7 @@ def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> 
 
     Args:
         model: Hub id, or a local folder in Transformers format.
-        precision, device: as in `load_dual_encoder`.
+        precision, device: as in `load_vision_encoder`.
 
     Raises:
         ModelError: not found, no semantic segmentation model, weights missing or unexpected, no class that is lung, or
