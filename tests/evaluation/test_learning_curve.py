@@ -160,7 +160,7 @@ def test_the_words_answer_how_many_labels_are_needed() -> None:
     assert learning_notes({**about, "methods": [rising, flat]}) == [
         "With 8 labelled patients of each class, A reaches a macro F1 of 70.0 [68.0, 72.0] %. "
         "From 1 to 8 the gain is +20.0 points [+17.0, +23.0]: more labels still help. "
-        "It beats zero-shot, which needs no labels (61.0 %), from 8 on.",
+        "It beats zero-shot, which needs no labels (61.0 %), from 8 patients of each class on.",
         "With all labels (90 to 1,200 patients of each class), B reaches a macro F1 of 61.0 [59.0, 63.0] %. "
         "From 8 to all the gain is +1.0 points [\u22122.0, +4.0]: it may be chance. "
         "The last step with a gain that is more than chance is from 1 to 8. "
@@ -174,6 +174,7 @@ def test_the_pages_show_the_curve_and_old_reports_have_none(report: dict[str, An
     value = f"{100 * report['learning_curve']['methods'][0]['points'][1]['value']:.1f}"
     assert "How many labels?" in page and "## How many labels?" in text
     assert value in page and re.search(rf"\| probe \|.* {value} \[", text)
+    assert "Hollow: one training" in page
     assert any(sentence.startswith("Learning curve: With all labels") for sentence in report["reading"])
     assert "delete-d jackknife" in report["statistics"]
     old = judged(None)

@@ -270,5 +270,5 @@ def _lead(curve: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[
     if first == len(found):
         return [f"It cannot be shown to beat {floor}."]
     shots = found[first]["shots"]
-    where = "with all labels" if shots == "all" else f"from {shots} on"
+    where = "with all labels" if shots == "all" else f"from {counted(shots, curve['unit'])} of each class on"
     return [f"It beats {floor}, {where}."]

@@ -250,8 +250,9 @@ def _learning(curve: Mapping[str, Any] | None) -> dict[str, Any]:
         }
         for method in curve["methods"]
     ]
-    columns = shots_columns(curve)
-    return {"learning": curve, "learning_notes": learning_notes(curve), "learners": rows, "shots_columns": columns}
+    shown = {"learning": curve, "learning_notes": learning_notes(curve), "learners": rows}
+    is_hollow = any(not point["counts_training"] for row in rows for point in row["points"].values())
+    return {**shown, "shots_columns": shots_columns(curve), "has_hollow_points": is_hollow}
 
 
 def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
