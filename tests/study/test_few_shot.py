@@ -15,6 +15,7 @@ from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.data.splits import split_fractions
 from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.models.files import read_note
 from thoraclip.study import read_study, run_study
 from thoraclip.study.checking import check_study
 from thoraclip.study.few_shot import few_shot_entries
@@ -112,6 +113,24 @@ def test_from_phantoms_to_the_curve(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run(["study", str(study), "--out", str(out), "--dry-run", "--json"]) == 0
     assert all(row["done"] for row in json.loads(capsys.readouterr().out)["runs"])
     assert run(["study", str(study), "--out", str(out)]) == 0 and files(out) == first
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_what_comes_after_a_fine_tuning_uses_its_draw(images: Path, clip: Path, tmp_path: Path) -> None:
+    tuning = method("finetune", "LoRA", steps=1, batch_size=6, chunk_size=4, select="last", then="probe")
+    text = SHOTS + "only_folds = [0]\n" + tuning + method("zeroshot", "tuned", after="LoRA")
+    config, methods = read_study(write_study(tmp_path, clip, text, manifest=images / "m.parquet"), {})
+    few, out = few_shot_entries(config, methods), tmp_path / "out"
+    report = run_study(config, methods, out)
+    assert {m["name"] for m in report["learning_curve"]["methods"]} == {"LoRA", "LoRA, then probe", "tuned"}
+    assert report["learning_curve"]["failed"] == []
+    for entry in few:
+        for _, _, folder in entry.runs(out):
+            assert (folder / "done.json").is_file()
+    note = read_note(out / "runs/lora/shots-2-draw-6/fold-0/adapter").facts
+    used = json.loads((out / "runs/lora-then-probe/shots-2-draw-6/details.json").read_text())["chosen"][0]
+    assert (used["train"], used["val"]) == (len(note["trained_on"]), len(note["chosen_on"])) and used["val"] > 0
 
 
 def _macro_f1(target: list[str], predicted: list[str]) -> float:
