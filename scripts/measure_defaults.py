@@ -3,7 +3,7 @@
 One setting is changed at a time from a start, over several seeds; the best value of each is kept for the next. What is
 done already is not trained again, so the script can be stopped and started.
 
-    python scripts/measure_defaults.py MANIFEST --model MODEL --out DIR [--seeds 3] [--images 12800] [--only loss,batch_size]
+    python scripts/measure_defaults.py MANIFEST --model MODEL --out DIR [--seeds 3] [--images 12800] [--only loss,rank]
 """
 
 from __future__ import annotations

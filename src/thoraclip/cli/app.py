@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from thoraclip.api.data import card, check, index, overlap, phantom, select, split
-from thoraclip.api.deployment import export, predict, serve
+from thoraclip.api.deployment import export, merge, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
 from thoraclip.api.start import demo, run_study
@@ -70,6 +70,7 @@ COMMANDS = (
     Command("Judgement", report, show.report),
     Command("Judgement", audit, show.audit),
     Command("Judgement", explain, show.explanation),
+    Command("Deployment", merge, show.merged),
     Command("Deployment", export, show.parity),
     Command("Deployment", predict, show.predict, call=_predict),
     Command("Deployment", serve, lambda *_: None),  # it has spoken while it ran
@@ -78,7 +79,7 @@ _EXTRAS = {
     "export": "onnx onnxscript",
     "predict": "onnxruntime",
     "serve": "fastapi prometheus_client pydantic python_multipart starlette uvicorn",
-    "study": "accelerate cleanlab huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn "
+    "study": "accelerate cleanlab huggingface_hub jinja2 matplotlib pandas peft pyarrow safetensors scipy sklearn "
     "threadpoolctl torch transformers yaml",
 }
 _EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}

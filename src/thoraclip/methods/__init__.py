@@ -8,6 +8,7 @@
     parts.py                    which images a training uses: folds or a split, few shots, validation images
     running.py                  what happens around `run`: folder, resume, files
     predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
+    merge.py                    from a finished run to a plain Transformers folder
 """
 
 from __future__ import annotations
