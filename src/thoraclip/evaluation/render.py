@@ -195,6 +195,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
+        **_learning(report.get("learning_curve")),
         "trusted": [m for m in methods if m.get("trust")],
         "useful": [m for m in methods if m.get("predictive_values")],
         "grouped": [m for m in methods if m.get("subgroups")],
