@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -141,19 +140,19 @@ def embed(
         model=str(model), adapter=str(adapter), geometry=geometry, batch_size=batch_size, precision=precision
     )
     draw, log = hooks(progress, announce)
-    with ProcessGroup() if process_count() > 1 else nullcontext() as group:
-        encoder = load_encoder(config)
-        done = write(
-            images,
-            encoder,
-            Path(out),
-            batch_size=batch_size,
-            pixels=to_path(pixels),
-            group=group,
-            progress=draw,
-            announce=log,
-            engine=by_ray(config, images, encoder.description, workers=workers) if engine == "ray" else None,
-        )
+    group = ProcessGroup() if process_count() > 1 else None
+    encoder = load_encoder(config)
+    done = write(
+        images,
+        encoder,
+        Path(out),
+        batch_size=batch_size,
+        pixels=to_path(pixels),
+        group=group,
+        progress=draw,
+        announce=log,
+        engine=by_ray(config, images, encoder.description, workers=workers) if engine == "ray" else None,
+    )
     return done if is_main_process() else None
 
 

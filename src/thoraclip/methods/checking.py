@@ -17,6 +17,7 @@ from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.parts import require_folds
+from thoraclip.methods.tracking import require_trackers
 from thoraclip.models.architectures import ARCHITECTURES, find_architecture
 from thoraclip.models.files import (
     Checkpoint,
@@ -79,7 +80,8 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     if method.trains_network:
         from thoraclip.methods.training.processes import require_launch  # with torch
 
-        require_launch(wanted=config.processes, trackers=config.trackers)
+        require_launch(config.processes)
+        require_trackers(config.trackers, installed=True)
     if (method.trains_adapters or adapter) and not find_spec("peft"):
         raise MissingExtraError("peft", "study")
 

@@ -20,6 +20,7 @@ from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.checking import has_text
+from thoraclip.methods.tracking import require_trackers
 from thoraclip.ranges import (
     AnyBatchSize,
     FoldCount,
@@ -57,6 +58,7 @@ _SHARED = (
     "adapter",
     "captions",
     "only_folds",
+    "trackers",
 )
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts", "shots")
@@ -144,6 +146,9 @@ class StudyConfig(ImageSource):
     audit_masks: str = "auto"
     """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
     model."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get the report, and what methods that train send: mlflow, tensorboard, trackio, wandb. Those that
+    keep files get report.html with its thumbnails."""
     published: tuple[Published, ...] = ()
     """Values of others, one [[published]] table each, printed beside the measured ones; not for --set, see
     docs/report.md."""
@@ -169,6 +174,7 @@ class StudyConfig(ImageSource):
             )
         require_mask_source(self.audit_masks, "audit_masks")
         read_prevalence(self.prevalence)
+        require_trackers(self.trackers)
 
     def stated_prevalence(self, manifest: Manifest) -> dict[str, float]:
         """Class -> share; raises ConfigError where a class is none of the manifest's."""
