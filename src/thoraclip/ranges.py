@@ -36,6 +36,7 @@ __all__ = [
     "Precision",
     "Range",
     "Resamples",
+    "RuntimeName",
     "SampleSize",
     "Seed",
     "Seeds",
@@ -95,6 +96,8 @@ class OneOf:
 
 Geometry = Annotated[str, OneOf(("squash", "crop", "pad"))]
 Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
+RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
+"""`models.runtimes` has them."""
 Weighting = Annotated[str, OneOf(("none", "balanced"))]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Scikit-learn takes no larger one."""

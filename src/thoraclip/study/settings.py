@@ -31,6 +31,7 @@ from thoraclip.ranges import (
     Precision,
     Range,
     Resamples,
+    RuntimeName,
     Seeds,
     Shots,
     Weighting,
@@ -52,6 +53,7 @@ _SHARED = (
     "model",
     "geometry",
     "precision",
+    "runtime",
     "batch_size",
     "classes",
     "class_weight",
@@ -61,7 +63,7 @@ _SHARED = (
     "trackers",
 )
 """Study settings that reach every method which knows them, unless the method says otherwise."""
-_INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts", "shots")
+_INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts", "shots")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _MOST_METHODS = 1_000
 _PATHS = (
@@ -109,6 +111,8 @@ class StudyConfig(ImageSource):
     """How pictures become square: squash, crop or pad."""
     precision: Precision = "auto"
     """fp32, bf16 or auto."""
+    runtime: RuntimeName = "auto"
+    """fp32 on a CPU: torch, onnxruntime, openvino, or auto: the fastest for long work, equal to 1e-5."""
     batch_size: AnyBatchSize = 0
     """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size
     count."""
