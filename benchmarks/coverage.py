@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import InputError
+from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, compare, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
+from thoraclip.evaluation.learning_curve import FewShot, Judge, curve_points
 from thoraclip.evaluation.metrics import METRICS, Scored
-from thoraclip.evaluation.resampling import replicate, resample_weights
+from thoraclip.evaluation.resampling import replicate, replicate_answers
 from thoraclip.evaluation.trainings import training_variance
-from thoraclip.evaluation.weighted import Weighted
+from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.ood import threshold_of
 from thoraclip.posthoc.operating import chance_of_goal, choose_threshold, positives_needed
@@ -93,15 +96,6 @@ def _truth(algorithm: Training, names: tuple[str, ...]) -> tuple[tuple[str, floa
     return tuple(zip(names, np.mean(np.array(found, dtype=np.float64), axis=0).tolist(), strict=True))
 
 
-def _compared(tables: Sequence[Scored], groups: Ints, resamples: int, seed: int) -> list[dict[str, Floats]]:
-    """Of `replicate` what is compared, for a tenth of the time."""
-    columns = np.concatenate([np.eye(9)[table.target * 3 + table.predicted] for table in tables], axis=1).T
-    drawn = [columns @ weights for weights in resample_weights(groups, resamples=resamples, seed=seed)]
-    cells = np.moveaxis(np.concatenate(drawn, axis=1).reshape(len(tables), 3, 3, -1), -1, 1)
-    found = [Weighted(of_table, areas=np.array, losses=np.array) for of_table in cells]
-    return [{name: METRICS[name].resampled(one) for name in COMPARED} for one in found]
-
-
 def _experiments(
     a: Training, b: Training, images: int, seeds: int, folds: int, sets: int, resamples: int
 ) -> Iterator[tuple[dict[str, Any], list[Contestant], Ints, Scored]]:
@@ -114,7 +108,7 @@ def _experiments(
         for algorithm in (a, b):
             more = algorithm.ease - a.ease
             pair.append([algorithm.cross_validated(rng, target, ease + more, fold_of) for _ in range(seeds)])
-        drawn = _compared(pair[0] + pair[1], groups, resamples, number)
+        drawn = replicate_answers(pair[0] + pair[1], groups, COMPARED, resamples=resamples, seed=number)
         parts, contestants = (drawn[:seeds], drawn[seeds:]), []
         for name, tables, own in zip("ab", pair, parts, strict=True):
             values = {m: float(np.mean([METRICS[m].point(t) or 0.0 for t in tables])) for m in COMPARED}
@@ -173,7 +167,7 @@ def few(sets: int) -> None:
             rng = np.random.default_rng([patients, number])
             target, ease, groups = algorithm.images(rng, patients, 10)
             tables = [algorithm.scores(rng, target, ease + own[groups]) for own in 1.5 * rng.normal(size=(2, patients))]
-            drawn = _compared(tables, groups, 300, number)
+            drawn = replicate_answers(tables, groups, COMPARED, resamples=300, seed=number)
             pair = []
             for name, table, one in zip("ab", tables, drawn, strict=True):
                 values = {m: METRICS[m].point(table) or 0.0 for m in COMPARED}
@@ -311,6 +305,112 @@ def with_temperature(algorithm: Training, factor: float, patients: int, sets: in
     return before, after.mean(axis=0), none / sets
 
 
+@dataclass(frozen=True)
+class FewShotStudy:
+    """A study of nearest class means, on features whose classes, patients and images are normal.
+
+    Args:
+        pool: training patients of each of three classes; with folds, of all folds together.
+        folds: K; 1 for a test set of its own.
+        test: test patients of each class, without folds.
+        draws: D.
+        shots: k, ascending.
+    """
+
+    pool: tuple[int, int, int] = (40, 60, 100)
+    folds: int = 1
+    test: int = 60
+    draws: int = 3
+    shots: tuple[int, ...] = (1, 4, 16, 32)
+
+    def patients(self, rng: np.random.Generator, each: Sequence[int]) -> tuple[Ints, Floats]:
+        """(class of every patient, f64[P, 2, 8] features of two images of each)."""
+        label = np.repeat(np.arange(3), each)
+        centre = 0.9 * np.eye(8)[label] + rng.normal(scale=0.7, size=(len(label), 8))
+        return label, centre[:, None] + rng.normal(scale=0.7, size=(len(label), 2, 8))
+
+    def trained(self, rng: np.random.Generator, label: Ints, x: Floats) -> list[Floats]:
+        """f64[3, 8] class means of a nested draw, for each number of shots."""
+        order = [rng.permutation(np.flatnonzero(label == c)) for c in range(3)]
+        return [np.stack([x[one[:k]].mean(axis=(0, 1)) for one in order]) for k in self.shots]
+
+    def predicted(self, means: Floats, x: Floats) -> Floats:
+        """f64[2 P, 3] scores of the images."""
+        scores: Floats = np.exp(x.reshape(-1, 8) @ means.T - 0.5 * (means**2).sum(axis=1))
+        return scores
+
+    @cache  # noqa: B019, a handful of frozen studies
+    def truth(self) -> Floats:
+        """f64[S] macro F1 on all images that there could be, the mean over all trainings."""
+        rng, found = np.random.default_rng(99), []
+        for _ in range(1000):
+            label, x = self.patients(rng, (200,) * 3)
+            means = self.trained(rng, *self.patients(rng, (self.shots[-1],) * 3))
+            found.append([METRICS[_MAIN].point(Scored(np.repeat(label, 2), self.predicted(m, x))) for m in means])
+        return np.asarray(np.mean(np.array(found, dtype=np.float64), axis=0))
+
+    def simulated(self, number: int) -> tuple[dict[tuple[str, int | str], list[Scored]], FewShot, Aligned]:
+        """(a table for each draw of each number of shots, and what the learning curve is told) of one study."""
+        rng = np.random.default_rng([*self.pool, self.folds, self.draws, number])
+        label, x = self.patients(rng, self.pool)
+        parts: list[tuple[Ints, Ints | None]] = [(np.arange(len(label)), None)]
+        if self.folds > 1:
+            fold_of = np.concatenate([rng.permutation(count) % self.folds for count in self.pool])
+            parts = [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(self.folds)]
+            test, seen = label, x
+        else:
+            fold_of = np.zeros(3 * self.test, dtype=np.int64)
+            test, seen = self.patients(rng, (self.test,) * 3)
+        target, tables = np.repeat(test, 2), dict[tuple[str, int | str], list[Scored]]()
+        for _ in range(self.draws):
+            scores = np.zeros((len(self.shots), len(target), 3))
+            for train, held_out in parts:
+                rows = slice(None) if held_out is None else np.isin(np.repeat(np.arange(len(test)), 2), held_out)
+                for place, means in enumerate(self.trained(rng, label[train], x[train])):
+                    scores[place, rows] = self.predicted(means, seen if held_out is None else seen[held_out])
+            for shots, one in zip(self.shots, scores, strict=True):
+                tables.setdefault(("m", shots), []).append(Scored(target, one))
+        patients = {name: min(int((label[train] == c).sum()) for train, _ in parts) for c, name in enumerate("abc")}
+        few = FewShot(runs={}, draws=self.draws, unit="patient", patients=patients, labelled=patients, with_all=False)
+        ids, groups = tuple(map(str, range(len(target)))), np.repeat(np.arange(len(test)), 2)
+        folds = tuple(range(self.folds)) if self.folds > 1 else ()
+        return tables, few, Aligned(LabelSet(("a", "b", "c")), ids, target, groups, "patient", {}, (),
+                                    np.repeat(fold_of, 2), folds, {})  # fmt: skip
+
+
+def covered_by_curves(study: FewShotStudy, *, sets: int, resamples: int = 200) -> tuple[Floats, Floats, Floats]:
+    """How often the truth lies in the interval of each point f64[S] and gain f64[S - 1]; and in that of each point
+    without `draw_variance`, f64[S]."""
+    truth, inside = study.truth(), [np.zeros(len(study.shots) - missing) for missing in (0, 1, 0)]
+    for number in range(sets):
+        tables, few, aligned = study.simulated(number)
+        judge = Judge(few, aligned, None)
+        points = list(curve_points(tables, few, aligned, resamples=resamples, seed=number).values())
+        found = [judge.point(point, None) for point in points]
+        gains = [judge.gain(a, b) for a, b in pairwise(points)]
+        alone = [judge.point(replace(point, training=None), None) for point in points]
+        for share, rows, true in zip(inside, (found, gains, alone), (truth, np.diff(truth), truth), strict=True):
+            share += [row["low"] <= value <= row["high"] for row, value in zip(rows, true, strict=True)]
+    return inside[0] / sets, inside[1] / sets, inside[2] / sets
+
+
+def learning(sets: int) -> None:
+    """Points and gains of a learning curve: 1, 4, 16 and 32 patients of each class, three draws where not said."""
+    _row("design", "true macro F1", "points covered", "gains covered", "points, test patients only")
+    designs = {
+        "40, 60 and 100 patients to draw from": FewShotStudy(),
+        "the same, 5 draws": FewShotStudy(draws=5),
+        "400 of each class": FewShotStudy(pool=(400, 400, 400)),
+        "36 of each class": FewShotStudy(pool=(36, 36, 36)),
+        "60 of each class, 3 folds": FewShotStudy(pool=(60, 60, 60), folds=3),
+        "1,000 test patients of each class": FewShotStudy(pool=(400, 400, 400), test=1000),
+    }
+    for name, study in designs.items():
+        points, gains, alone = covered_by_curves(study, sets=sets)
+        told = (", ".join(f"{share:.3f}" for share in row) for row in (study.truth(), points, gains, alone))
+        _row(name, *told)
+
+
 def _kept_by_sets(ease: Floats, owners: Ints | None) -> float:
     """The lowest ease whose class is in the set."""
     score = 1 / (1 + np.exp(-ease))
@@ -333,7 +433,7 @@ def _row(*cells: str) -> None:
 
 
 TABLES: dict[str, Callable[[int], None]] = {
-    one.__name__: one for one in (differences, few, power, ceiling, shares, promises, temperature)
+    one.__name__: one for one in (differences, few, power, ceiling, shares, promises, temperature, learning)
 }
 
 if __name__ == "__main__":

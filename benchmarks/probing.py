@@ -29,7 +29,7 @@ import thoraclip
 from benchmarks import plain
 from thoraclip.data.splits import independent_groups
 from thoraclip.evaluation.resampling import resample_weights
-from thoraclip.methods.running import Part, parts
+from thoraclip.methods.parts import Part, parts
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_validation
 

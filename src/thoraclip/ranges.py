@@ -42,6 +42,7 @@ __all__ = [
     "Seed",
     "Seeds",
     "Share",
+    "Shots",
     "Side",
     "Thumbnails",
     "Tokens",
@@ -142,6 +143,8 @@ Fraction = Annotated[float, Range(0, 1, above=True, below=True)]
 Weight = Annotated[float, Range(0, 1_000_000)]
 """A penalty, a norm or the like, that may be 0."""
 Seeds = tuple[Seed, ...]
+Shots = Annotated[int, Range(1, 1_000_000)] | Annotated[str, OneOf(("all",))]
+"""Labelled patients of each class, or all."""
 
 
 def conform(name: str, value: Any, kind: Any) -> Any:
@@ -150,14 +153,18 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     Args:
         name: of the setting, for the message.
         value: anything.
-        kind: bool, int, float, str or a class; `Annotated` with a `Range`; a tuple of these; any of these or `None`.
+        kind: bool, int, float, str or a class; `Annotated` with a `Range`; a tuple of these; any of these or `None`;
+            a number or a word.
 
     Raises:
         ConfigError: another type, a number out of its range, or text that no file can hold.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in {types.UnionType, typing.Union}:
-        return None if value is None else conform(name, value, next(a for a in arguments if a is not types.NoneType))
+        if value is None and types.NoneType in arguments:
+            return None
+        number, *word = (one for one in arguments if one is not types.NoneType)
+        return conform(name, value, word[0] if word and isinstance(value, str) else number)
     if origin is tuple:
         return _items(name, value, arguments)
     limits, kind = (arguments[1], arguments[0]) if origin is Annotated else (None, kind)

@@ -13,7 +13,7 @@ import pytest
 from thoraclip.errors import InputError, LeakError, ManifestError, ModelError
 from thoraclip.methods.adapters import by_adapter, follow_adapter, refuse_trained_on, with_adapter
 from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.running import Part
+from thoraclip.methods.parts import Part
 from thoraclip.models.files import write_about
 from thoraclip.tables.manifest import Manifest
 

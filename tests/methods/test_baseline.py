@@ -22,7 +22,8 @@ from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline, network_scores
 from thoraclip.methods.baseline import Config, SupervisedStep
 from thoraclip.methods.network_scores import scores_of
-from thoraclip.methods.running import Part, RunContext, parts, run_method
+from thoraclip.methods.parts import Part, parts
+from thoraclip.methods.running import RunContext, run_method
 from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch

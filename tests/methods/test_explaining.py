@@ -110,7 +110,7 @@ def test_the_folds_that_were_not_run_were_trained_on(made: Made, study: Path) ->
 def test_no_classifier_explains_what_it_was_trained_on(
     seed: int, has_folds: bool, folds: tuple[int, ...], number: int
 ) -> None:
-    """Against what `running.parts` trains on, image by image."""
+    """Against what `parts.parts` trains on, image by image."""
     own = drawn(seed, has_folds=has_folds)
     content = f"s{max(number, 1)}"
     run = FinishedRun(Path("/run"), "probe", Config(), own.fingerprint, "", folds if has_folds else (None,))

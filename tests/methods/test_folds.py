@@ -23,7 +23,8 @@ from thoraclip.errors import InputError, TrainingError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline, finetune
-from thoraclip.methods.running import Part, RunContext, parts
+from thoraclip.methods.parts import Part, parts
+from thoraclip.methods.running import RunContext
 from thoraclip.methods.training import folds
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.folds import FoldTraining, train_folds

@@ -19,8 +19,9 @@ from thoraclip.labels import load_prompts
 from thoraclip.methods import embed, probe, zeroshot
 from thoraclip.methods.embed import cached_embeddings
 from thoraclip.methods.encoders import load_encoder
+from thoraclip.methods.parts import Part, parts
 from thoraclip.methods.probe import Config
-from thoraclip.methods.running import Part, RunContext, is_done, parts, run_method
+from thoraclip.methods.running import RunContext, is_done, run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models import heads

@@ -23,15 +23,8 @@ from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method, require_shared_work, running
-from thoraclip.methods.running import (
-    MethodOutput,
-    Part,
-    RunContext,
-    is_done,
-    parts,
-    pooled_predictions,
-    run_method,
-)
+from thoraclip.methods.parts import Part, parts
+from thoraclip.methods.running import MethodOutput, RunContext, is_done, pooled_predictions, run_method
 from thoraclip.runs import RunFolder, digest
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions, read_validation, write_predictions

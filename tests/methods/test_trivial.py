@@ -25,7 +25,8 @@ from thoraclip.data.splits import split_folds
 from thoraclip.errors import ImageError, ManifestError, ThoraclipError
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.methods import trivial
-from thoraclip.methods.running import parts, run_method
+from thoraclip.methods.parts import parts
+from thoraclip.methods.running import run_method
 from thoraclip.methods.trivial import GROUPS, Config, trivial_features
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
@@ -264,7 +265,7 @@ def test_a_run_is_that_of_a_slow_oracle(
     def fitted(rows: npt.NDArray[np.int64], rounds: int) -> HistGradientBoostingClassifier:
         model = HistGradientBoostingClassifier(
             max_iter=rounds, learning_rate=config.learning_rate, max_leaf_nodes=config.max_leaf_nodes, class_weight=weight,
-            min_samples_leaf=config.min_samples_leaf, l2_regularization=config.l2, early_stopping=False, random_state=config.seed,
+            min_samples_leaf=max(1, min(config.min_samples_leaf, len(rows) // 10)), l2_regularization=config.l2, early_stopping=False, random_state=config.seed,
         )  # fmt: skip
         return model.fit(table[rows], target[rows])
 

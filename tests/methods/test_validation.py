@@ -16,8 +16,9 @@ from thoraclip.methods import running
 from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.baseline import SupervisedStep
 from thoraclip.methods.finetune import Config as FinetuneConfig
+from thoraclip.methods.parts import parts
 from thoraclip.methods.probe import Config as ProbeConfig
-from thoraclip.methods.running import is_done, parts, run_method
+from thoraclip.methods.running import is_done, run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_validation

@@ -19,8 +19,8 @@ from thoraclip.bundle.parity import ModelSession
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
+from thoraclip.methods.parts import Part
 from thoraclip.methods.probe import _keep_ood
-from thoraclip.methods.running import Part
 from thoraclip.posthoc.ood import OodScore, fit_ood, read_ood, threshold_of, write_ood
 from thoraclip.posthoc.quantile import patient_quantile
 from thoraclip.runs import RunFolder

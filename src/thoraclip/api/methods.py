@@ -227,15 +227,15 @@ def method_function(kind: str) -> MethodFunction:
     ) -> Run | None:
         from thoraclip.methods.checking import check_method
         from thoraclip.methods.encoders import stated_by_embeddings
-        from thoraclip.methods.running import parts, run_method
+        from thoraclip.methods.parts import parts_of
+        from thoraclip.methods.running import run_method
 
         chosen = settings_of(METHODS[kind].config_type, config, settings, where=kind, more=stated_by_embeddings)
         draw, log = hooks(progress, announce)
         images = read_images(manifest, log=log)
         check_method(kind, chosen, images)
         if hasattr(chosen, "val_fraction"):  # a class without an image in one part stops a method, and no study
-            share, only = chosen.val_fraction, chosen.only_folds
-            list(parts(images, images.label_set(chosen.classes), val_fraction=share, seed=chosen.seed, only=only))
+            list(parts_of(chosen, images, images.label_set(chosen.classes)))
         done = run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
         return done and Run(kind, Path(out), *done)
 

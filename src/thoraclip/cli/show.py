@@ -28,7 +28,7 @@ def study(content: Any, given: Mapping[str, Any]) -> None:
         _show_plan(content)
         return
     report(content, given)
-    if content["failed"]:
+    if content["failed"] or content.get("learning_curve", {}).get("failed"):
         raise typer.Exit(1)
 
 

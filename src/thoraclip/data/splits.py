@@ -18,7 +18,16 @@ from thoraclip.ranges import FoldCount, Seed, conform
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
 
-__all__ = ["assign_groups", "hold_out", "independent_groups", "parse_fractions", "split_folds", "split_fractions"]
+__all__ = [
+    "assign_groups",
+    "draw_patients",
+    "hold_out",
+    "independent_groups",
+    "parse_fractions",
+    "patient_counts",
+    "split_folds",
+    "split_fractions",
+]
 
 
 _KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")  # what images share, in the order of the keys
@@ -97,11 +106,39 @@ def hold_out(targets: Ints, groups: Sequence[str] | Ints, *, fraction: float, se
     return np.asarray(assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1)
 
 
+def patient_counts(targets: Ints, groups: Ints, classes: int) -> Ints:
+    """i64[C]: how many groups have an image of each class; a target of -1 (unknown) is none."""
+    pairs = np.unique(np.stack([targets, groups]), axis=1)[0]
+    return np.bincount(pairs[pairs >= 0], minlength=classes)
+
+
+def draw_patients(targets: Ints, groups: Ints, *, shots: int, seed: int | Sequence[int]) -> Masks:
+    """bool[N]: all images of `shots` groups of each class, drawn without replacement.
+
+    The groups are shuffled once, and each class takes the first that have an image of it: a smaller draw of the same
+    seed lies inside a larger one. A group with images of several classes is drawn whole, so that a class can have more.
+
+    Args:
+        targets: i64[N], class index.
+        groups: i64[N], whose image it is; numbers that do not depend on the order of the images.
+        shots: groups of each class; all of a class that has no more.
+        seed: of the shuffle.
+    """
+    distinct, member = np.unique(groups, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(distinct))[member]
+    drawn = np.zeros(len(targets), dtype=bool)
+    for label in np.unique(targets):
+        first = np.unique(place[targets == label])[:shots]
+        drawn |= np.isin(place, first)
+    return drawn
+
+
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> Ints:
     labels = manifest.label_set()
     targets, groups = manifest.targets(labels), independent_groups(manifest)
+    counts = patient_counts(targets, groups, len(labels))
     for index, name in enumerate(labels.names):
-        patients = len(np.unique(groups[targets == index]))
+        patients = counts[index]
         if patients < len(weights):
             raise ManifestError(
                 f"class '{name}' has {patients} patients (or images of unknown patients) for {len(weights)} parts; "

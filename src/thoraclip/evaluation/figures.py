@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from thoraclip.evaluation.drawing import (
     plot_interval,
     shorten,
 )
+from thoraclip.evaluation.learning_curve import labels_text, shots_columns
 from thoraclip.evaluation.reading import MAIN_METRIC
 from thoraclip.evaluation.results import MAJORITY
 
@@ -34,6 +35,7 @@ __all__ = [
     "confusion_figure",
     "dumbbell_figure",
     "forest_figure",
+    "learning_figure",
     "reliability_figure",
     "selective_figure",
     "training_figure",
@@ -134,6 +136,48 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
         name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
         figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, handletextpad=0.2)
         return drawing.svg(figure, f"dumbbell {name}")
+
+
+def learning_figure(curve: Entry) -> str:
+    """Macro F1 of every method against the labelled patients of each class, with intervals, on a log2 axis; all labels
+    stand at the mean over the classes. Dashed and shaded: the best method that needs none."""
+    methods = [method for method in curve["methods"] if method["points"]]
+    columns, counts = shots_columns(curve), curve["labelled"].values()
+    place: dict[int | str, float] = {shots: float(shots) for shots in columns if isinstance(shots, int)}
+    place["all"] = max(sum(counts) / len(counts), 1.6 * max(place.values(), default=1.0))
+    names = [f"all\n({labels_text(curve)})" if shots == "all" else str(shots) for shots in columns]
+    step = min(0.09, 0.6 / max(1, len(methods)))
+    with drawing.new_figure(5.6, 3.5 + 0.19 * (len(methods) + 1)) as figure:
+        axes = figure.add_subplot()
+        for number, method in enumerate(methods):
+            _draw_learning(axes, number, method, place, shift=2 ** (step * (number - (len(methods) - 1) / 2)))
+        for row in curve["untrained"]:
+            if row["name"] == curve["floor"]:
+                axes.axhline(100 * row["value"], color=SOFT, linewidth=1.2, linestyle=DASHED, label=row["name"])
+                if row["low"] is not None:
+                    axes.axhspan(100 * row["low"], 100 * row["high"], color=SOFT, alpha=0.1, linewidth=0, zorder=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([place[shots] for shots in columns], names)
+        axes.minorticks_off()
+        axes.set(xlabel=f"labelled {curve['unit']}s of each class", ylabel="macro F1 (%), 95 % interval")
+        axes.grid()
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower left", fontsize=8, handlelength=2.6, borderpad=0.6)
+        return drawing.svg(figure, "learning curve")
+
+
+def _draw_learning(axes: Axes, number: int, method: Entry, place: Mapping[int | str, float], *, shift: float) -> None:
+    """The curve of one method, moved aside by a factor so that intervals stand beside each other; hollow: a point whose
+    interval counts no training."""
+    x = np.array([shift * place[point["shots"]] for point in method["points"]])
+    values = 100 * np.array([point["value"] for point in method["points"]])
+    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    axes.plot(x, values, color=colour, linestyle=dashes, linewidth=1.6, label=shorten(method["name"], 60))
+    for at, point in zip(x, method["points"], strict=True):
+        if point["low"] is not None:
+            axes.plot([at, at], [100 * point["low"], 100 * point["high"]], color=colour, linewidth=1.1, alpha=0.75)
+        fill = colour if point["counts_training"] else "white"
+        axes.plot([at], [100 * point["value"]], "o", color=colour, markersize=4.5, markerfacecolor=fill)
 
 
 def audit_figure(tests: Sequence[Entry]) -> str:

@@ -38,7 +38,9 @@ def statistical_methods(report: Mapping[str, Any]) -> str:
             "precision are Wilson's at the effective sample size, with Student's t (degrees of freedom after "
             "Satterthwaite); those of losses are percentiles, and of the calibration error bias-corrected percentiles. "
         )
-    return f"{said}{_comparisons(report)}{_trust(report)}{_useful(report)}{_external(report)}".strip()
+    return (
+        f"{said}{_comparisons(report)}{_trust(report)}{_useful(report)}{_external(report)}{_learning(report)}".strip()
+    )
 
 
 def _trainings(methods: Sequence[Mapping[str, Any]], unit: str) -> str:
@@ -87,6 +89,17 @@ def _external(report: Mapping[str, Any]) -> str:
     return (
         "Differences between external and internal values have intervals from both (Zou and Donner 2008), and P values "
         "of Student's t, corrected over the methods by Holm's method. "
+    )
+
+
+def _learning(report: Mapping[str, Any]) -> str:
+    curve = report.get("learning_curve")
+    if not curve:
+        return ""
+    return (
+        f"Points of the learning curve are means over {curve['draws']} nested draws of {curve['unit']}s, whose "
+        "variance s^2 was added times 1/D + K k/(N - k) (D draws of k from N in each of K folds; delete-d jackknife, "
+        "Shao and Wu 1989); its gains are paired by draw and by test image. "
     )
 
 

@@ -19,6 +19,7 @@ from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
 from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
+from thoraclip.evaluation.learning_curve import learning_notes, shots_columns
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import (
     COLUMNS,
@@ -194,6 +195,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
+        **_learning(report.get("learning_curve")),
         "trusted": [m for m in methods if m.get("trust")],
         "useful": [m for m in methods if m.get("predictive_values")],
         "grouped": [m for m in methods if m.get("subgroups")],
@@ -202,6 +204,23 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "benefit_at": _BENEFIT_AT,
         "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
     }
+
+
+def _learning(curve: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The learning curve as its section shows it; the points of a method, and the gains that lead to them, by shots."""
+    if not curve:
+        return {"learning": None}
+    rows = [
+        {
+            "name": method["name"],
+            "points": {point["shots"]: point for point in method["points"]},
+            "gains": {gain["to"]: gain for gain in method["gains"]},
+        }
+        for method in curve["methods"]
+    ]
+    shown = {"learning": curve, "learning_notes": learning_notes(curve), "learners": rows}
+    is_hollow = any(not point["counts_training"] for row in rows for point in row["points"].values())
+    return {**shown, "shots_columns": shots_columns(curve), "has_hollow_points": is_hollow}
 
 
 def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from thoraclip.evaluation.compare import COMPARED, Contestant, compare
 from thoraclip.evaluation.entries import method_entry, training_values
 from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
+from thoraclip.evaluation.learning_curve import FewShot, learning_curve, learning_reading
 from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.predictive import require_classes
@@ -61,6 +62,7 @@ def judge(
     provenance: Mapping[str, object] | None = None,
     published: Sequence[Mapping[str, object]] = (),
     external: Sequence[ExternalResult] = (),
+    few_shot: FewShot | None = None,
     groups: Mapping[str, Mapping[str, str | None]] | None = None,
     prevalence: Mapping[str, float] = MappingProxyType({}),
     notes: Sequence[str] = (),
@@ -80,7 +82,8 @@ def judge(
         dataset, provenance: facts to print, JSON-able; see `runs.provenance`.
         published: values of others, as in `results.Published`; printed apart, and no part of any comparison.
         external: scores of the same methods on images from elsewhere, see `external.external_entries`.
-
+        few_shot: runs of the same methods on a few labels, see `learning_curve.learning_curve`; without them the report
+            has no entry `learning_curve`.
         groups: column (sex, view, ...) -> image id -> group, see `subgroups.group_columns`; `None` without a
             manifest.
         prevalence: class -> share of the patients elsewhere who have it, for predictive values.
@@ -116,9 +119,10 @@ def judge(
         "provenance": provenance or {},
     }
     if len(failed) < len(methods):
-        report |= _judged(methods, external, groups, prevalence, resamples, seed)
+        report |= _judged(methods, external, few_shot, groups, prevalence, resamples, seed)
     report["statistics"] = statistical_methods(report)
-    report["reading"] = [*reading(report), *usefulness_reading(report), *external_reading(report), *notes]
+    report["reading"] = [*reading(report), *learning_reading(report), *usefulness_reading(report)]
+    report["reading"] += [*external_reading(report), *notes]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
     return dict(plain(report))
@@ -186,6 +190,7 @@ def write_report(
 def _judged(
     methods: Sequence[MethodResult],
     external: Sequence[ExternalResult],
+    few_shot: FewShot | None,
     groups: Mapping[str, Mapping[str, str | None]] | None,
     prevalence: Mapping[str, float],
     resamples: int,
@@ -216,6 +221,9 @@ def _judged(
         for entry in entries
     ]
     comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
+    more = {}
+    if few_shot:
+        more["learning_curve"] = learning_curve(few_shot, entries, aligned, resamples=resamples, seed=seed)
     return {
         "classes": list(aligned.labels.names),
         "verdict": verdict(entries, comparisons),
@@ -238,6 +246,7 @@ def _judged(
         "methods": entries,
         "comparisons": comparisons,
         "external": external_entries(external, aligned, resamples=resamples, seed=seed),
+        **more,
     }
 
 

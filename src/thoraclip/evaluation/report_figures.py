@@ -14,9 +14,9 @@ __all__ = ["report_figures"]
 
 
 def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
-    """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`,
-    `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `audit METHOD`, where the report has
-    what they show.
+    """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`, `learning
+    curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `audit METHOD`, where the
+    report has what they show.
 
     Args:
         report: the content of `report.json`.
@@ -32,12 +32,13 @@ def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
 
 def _of_methods(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     methods, verdict = ordered(report["methods"]), report["verdict"]
-    real, trusted = ranked(methods), [m for m in methods if m.get("trust")]
+    real, trusted, curve = ranked(methods), [m for m in methods if m.get("trust")], report.get("learning_curve")
     return {
         "forest": partial(figures.forest_figure, methods, best=verdict["best"], tied=verdict["tied"]),
         **{f"confusion {m['name']}": partial(figures.confusion_figure, m, report["classes"]) for m in real},
         **{f"reliability {m['name']}": partial(figures.reliability_figure, m) for m in real},
         **({"selective": partial(figures.selective_figure, trusted)} if trusted else {}),
+        **({"learning curve": partial(figures.learning_figure, curve)} if curve else {}),
     }
 
 

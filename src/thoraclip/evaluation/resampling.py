@@ -20,7 +20,7 @@ from thoraclip.evaluation import calibration
 from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, brier_terms, log_loss_terms
 from thoraclip.evaluation.weighted import Weighted, ratio
 
-__all__ = ["PreparedTable", "Replicates", "replicate", "resample_weights"]
+__all__ = ["PreparedTable", "Replicates", "replicate", "replicate_answers", "resample_weights"]
 
 
 _CHUNK_CELLS = 300_000
@@ -85,6 +85,35 @@ def replicate(tables: Sequence[Scored], groups: Ints, *, resamples: int, seed: i
             for parts, table in zip(chunks, prepared, strict=True):
                 parts.append(table.metrics(weights))
     return [_join(parts) for parts in chunks]
+
+
+def replicate_answers(
+    tables: Sequence[Scored], groups: Ints, names: Sequence[str], *, resamples: int, seed: int
+) -> list[dict[str, Floats]]:
+    """The headline metrics of `replicate` that the answers alone decide, in the same resamples, in a tenth of its time.
+
+    Args:
+        tables, groups, resamples, seed: as of `replicate`.
+        names: of metrics of a confusion matrix, such as accuracy and macro_f1.
+
+    Returns:
+        Metric -> f64[R] for each table.
+    """
+    from scipy.sparse import csr_array  # type: ignore[import-untyped]  # 0.2 s
+
+    count, rows = tables[0].class_count, np.arange(len(groups))
+    answers = [
+        csr_array((np.ones(len(rows)), (table.target * count + table.predicted, rows)), (count * count, len(rows)))
+        for table in tables
+    ]
+    cells: list[list[Floats]] = [[] for _ in tables]
+    with _threads().limit(limits=1, user_api="blas"):
+        for weights in resample_weights(groups, resamples=resamples, seed=seed):
+            for found, one_hot in zip(cells, answers, strict=True):
+                found.append((one_hot @ weights).T.reshape(-1, count, count))
+    none: Floats = np.zeros(0)
+    drawn = [Weighted(np.concatenate(found), areas=lambda: none, losses=lambda: none) for found in cells]
+    return [{name: METRICS[name].resampled(one) for name in names} for one in drawn]
 
 
 @cache

@@ -8,6 +8,15 @@ patients, more exactly than K values tell it, so only what exceeds it is taken f
 
     V + (1 / K + 1 / (K - 1)) max(0, s^2 - K V)
 
+With few shots, D trainings each draw k patients of a class from the N that are there, and s^2 is the variance of their
+values. The mean over the draws varies by s^2 / D, and with the N patients themselves by as much as a jackknife that
+deletes all but k says (Shao & Wu 1989, Annals of Statistics 17:1176):
+
+    (1 / D + K k / (N - k)) s^2
+
+with K folds, whose draws the pooled values average. Without the second part, draws that share most of their patients
+would seem more certain than they are.
+
 Degrees of freedom of a sum: Satterthwaite 1946 (Biometrics Bulletin 2:110); over folds no more than 4 (K - 1), and with
 fewer than five folds 2 (K - 1), since an excess of 0 is then often luck. docs/statistics.md has how often equal
 algorithms are called different with that, and how often different ones.
@@ -22,10 +31,20 @@ import numpy as np
 
 from thoraclip.dtypes import Floats
 
-__all__ = ["FOLDS", "PATIENTS", "SEEDS", "Variance", "difference_variances", "total", "training_variance"]
+__all__ = [
+    "DRAWS",
+    "FOLDS",
+    "PATIENTS",
+    "SEEDS",
+    "Variance",
+    "difference_variances",
+    "draw_variance",
+    "total",
+    "training_variance",
+]
 
 
-PATIENTS, SEEDS, FOLDS = "patients", "patients and seeds", "folds"
+PATIENTS, SEEDS, FOLDS, DRAWS = "patients", "patients and seeds", "folds", "draws"
 """What a variance was estimated from."""
 _FEW_FOLDS = 5
 
@@ -56,6 +75,25 @@ def training_variance(values: Floats) -> Variance | None:
         return Variance(float(values.var(ddof=1)) / seeds, seeds - 1, SEEDS)
     spread = float(values.mean(axis=0).var(ddof=1))
     return Variance((1 / folds + 1 / (folds - 1)) * spread, folds - 1, FOLDS)
+
+
+def draw_variance(values: Floats, *, shots: int, patients: Sequence[int], folds: int = 1) -> Variance | None:
+    """Of the mean of a metric over the draws of few shots, see the module.
+
+    Args:
+        values: f64[D], one a draw; with folds, on all of them pooled.
+        shots: k, patients of each class that are drawn.
+        patients: N of each class, from which they are drawn; their harmonic mean counts.
+        folds: K, each with a draw of its own.
+
+    Returns:
+        `None` of fewer than two draws, or where no class has more patients than are drawn.
+    """
+    pool = len(patients) / sum(1 / count for count in patients)
+    if len(values) < 2 or pool <= shots:
+        return None
+    share = 1 / len(values) + folds * shots / (pool - shots)
+    return Variance(share * float(values.var(ddof=1)), len(values) - 1, DRAWS)
 
 
 def difference_variances(trainings: Sequence[tuple[Floats, bool]]) -> list[Variance] | None:

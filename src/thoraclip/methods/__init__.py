@@ -5,7 +5,8 @@
 
     finetune.py, baseline.py    what is trained, a step, and its validation; the loop and its files are in training/
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
-    running.py                  what happens around `run`: folder, folds, resume, files
+    parts.py                    which images a training uses: folds or a split, few shots, validation images
+    running.py                  what happens around `run`: folder, resume, files
     tracking.py                 what MLflow, TensorBoard, trackio and W&B get
     predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
     merge.py                    from a finished run to a plain Transformers folder

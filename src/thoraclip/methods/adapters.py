@@ -12,7 +12,7 @@ import numpy as np
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.running import Part, Rows, require_folds
+from thoraclip.methods.parts import Part, Rows, require_folds
 from thoraclip.models.files import adapter_folders, read_note, require_adapter
 from thoraclip.tables.manifest import Manifest
 

@@ -24,7 +24,8 @@ from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
 from thoraclip.methods.network_scores import compute_of, scores_of
-from thoraclip.methods.running import MethodOutput, Rows, RunContext, Scores, require_classes
+from thoraclip.methods.parts import Rows
+from thoraclip.methods.running import MethodOutput, RunContext, Scores, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings

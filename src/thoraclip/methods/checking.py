@@ -15,7 +15,7 @@ from thoraclip.errors import ManifestError, MissingExtraError, ModelError
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
-from thoraclip.methods.running import require_folds
+from thoraclip.methods.parts import require_folds
 from thoraclip.methods.tracking import require_trackers
 from thoraclip.models.architectures import ARCHITECTURES, find_architecture
 from thoraclip.models.files import (

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.methods.engines import cut, measured, threads_here
-from thoraclip.methods.running import Rows, Scores
+from thoraclip.methods.parts import Rows
+from thoraclip.methods.running import Scores
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.heads import softmax
 from thoraclip.models.runtimes import TORCH, Compute, open_runtime, require_runtime

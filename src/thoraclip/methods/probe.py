@@ -19,16 +19,8 @@ from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder, load_text_encoder
-from thoraclip.methods.running import (
-    MethodOutput,
-    Part,
-    Rows,
-    RunContext,
-    Scores,
-    parts,
-    pooled_predictions,
-    require_classes,
-)
+from thoraclip.methods.parts import Part, Rows, parts_of
+from thoraclip.methods.running import MethodOutput, RunContext, Scores, pooled_predictions, require_classes
 from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,
@@ -41,7 +33,7 @@ from thoraclip.models.heads import (
     write_head,
 )
 from thoraclip.posthoc.ood import MIN_ROWS, fit_ood, write_ood
-from thoraclip.ranges import BatchSize, Fraction, OneOf, Range, Seed, Weighting
+from thoraclip.ranges import BatchSize, Fraction, OneOf, Range, Seed, Shots, Weighting
 from thoraclip.runs import fold_file, remove_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.threads import cores, in_order
@@ -84,8 +76,10 @@ class Config(EncoderConfig):
     """adamw: step size."""
     train_batch_size: BatchSize = 80
     """adamw: images per step."""
+    shots: Shots = "all"
+    """Labelled patients of each class that are drawn from the training images, validation included; all for all."""
     seed: Seed = 0
-    """Decides the held-out part, and adamw's initial weights and batches."""
+    """Decides the shots, the held-out part, and adamw's initial weights and batches."""
 
     # the name is not; what the prompts say is, where they are used: see `inputs`
     NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("prompts",)
@@ -204,7 +198,7 @@ def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Itera
     """What each fold's fit needs; where the folds have one encoder, they share the features."""
     manifest = context.manifest
     shared: tuple[Config, Features, Texts | None] | None = None
-    for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
+    for part in parts_of(config, manifest, labels):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
         if shared is None or shared[0] != chosen:
@@ -268,7 +262,7 @@ def _fit(
     validation = [head.predict(features[part.val]) for head in candidates]
     losses = [log_loss(scores, targets[part.val]) for scores in validation]
     best = int(np.argmin(losses))
-    head = heads(np.sort(np.concatenate([part.train, part.val])), best)[-1] if config.refit else candidates[best]
+    head = heads(np.union1d(part.train, part.val), best)[-1] if config.refit else candidates[best]
     chosen: dict[str, object] = {"epoch": best + 1} if solver.by_epoch else {"l2": grid[best]}
     if texts:
         alpha = text_multipliers(head, texts.vectors, texts.logit_scale)

@@ -1,10 +1,10 @@
-"""What every method's run shares: its folder, its folds or split, and skipping what is already done."""
+"""What every method's run shares: its folder, its predictions, and skipping what is already done."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from thoraclip.cards import data_facts
 from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
-from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.documents import LARGE, read_json
-from thoraclip.errors import ManifestError, MismatchError, ThoraclipError
+from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
+from thoraclip.methods.parts import Part, Rows
 from thoraclip.methods.tracking import send_run
 from thoraclip.runs import (
     Progress,
@@ -45,17 +45,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MethodOutput",
-    "Part",
     "RunContext",
     "is_done",
-    "parts",
     "pooled_predictions",
     "require_classes",
-    "require_folds",
     "run_method",
 ]
 
-Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
 _SCHEMA, _FOLD_SCHEMA = 2, 1
@@ -90,6 +86,8 @@ class RunContext:
             labels: of the run.
             scores: f64[V, C] for `part.val`, by a classifier that was not fitted on these images.
         """
+        if len(np.intersect1d(part.train, part.val)):  # too few shots to hold any out
+            return
         split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
         table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
         write_predictions(self.folder.file(fold_file(VALIDATION, part.fold)), table)
@@ -115,55 +113,6 @@ class MethodOutput:
     metrics: Sequence[Mapping[str, object]]  # the rows of `metrics.jsonl`
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one training and its scoring use."""
-
-    fold: int | None  # number of the held-out fold; `None` with a train/val/test split
-    train: Rows  # i64 rows of the manifest; those of the three are disjoint, all labelled
-    val: Rows
-    test: Rows
-
-
-def parts(
-    manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: int, only: Sequence[int] = ()
-) -> Iterator[Part]:
-    """The parts of a manifest: one per fold (of those in `only`, where it names any), or one for its split.
-
-    Where no validation split is given, a stratified part of the training images is held out by patient.
-
-    Raises:
-        ManifestError: neither folds nor a split, an empty part, or a class without a training or validation image.
-    """
-    targets, groups = manifest.targets(labels), independent_groups(manifest)
-    known = targets >= 0
-    folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
-    split = np.array([s or "" for s in manifest.column("split")])
-    numbers = sorted(set(folds[folds >= 0].tolist()))
-    require_folds(only, numbers)
-    held_out: Sequence[int | None] = (only or numbers) if numbers else [None]
-    for fold in held_out:
-        if fold is None:
-            train, val, test = (known & (split == name) for name in ("train", "val", "test"))
-        else:
-            train, val, test = known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)
-        for name, rows in (("training", train), ("test", test)):
-            if not rows.any():
-                raise ManifestError(
-                    f"manifest: no {name} image; split it first: thoraclip split MANIFEST --folds 5 --out FILE"
-                )
-        if not val.any():
-            pool = np.flatnonzero(train)
-            own = pool[hold_out(targets[pool], groups[pool], fraction=val_fraction, seed=seed)]
-            val[own], train[own] = True, False
-        for index, label in enumerate(labels.names):
-            for name, rows in (("training", train), ("validation", val)):
-                if not (rows & (targets == index)).any():
-                    where = "" if fold is None else f" of fold {fold}"
-                    raise ManifestError(f"class '{label}' has no {name} image{where}; add images or split again")
-        yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
-
-
 def require_classes(folder: Path, trained: LabelSet, manifest: LabelSet) -> None:
     """Raise MismatchError where a run was trained on other classes than those of a manifest."""
     if trained != manifest:
@@ -171,13 +120,6 @@ def require_classes(folder: Path, trained: LabelSet, manifest: LabelSet) -> None
             f"{folder}: was trained on the classes {list(trained.names)}, and these are {list(manifest.names)}; "
             "name the manifest that it was trained on"
         )
-
-
-def require_folds(only: Sequence[int], known: Sequence[int]) -> None:
-    """Raise ManifestError unless the manifest has every fold of `only`."""
-    missing = sorted(set(only) - set(known))
-    if missing:
-        raise ManifestError(f"manifest: no fold {missing[0]}, which only_folds names; its folds are {list(known)}")
 
 
 def pooled_predictions(
@@ -300,6 +242,8 @@ def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, obj
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
     unseen = (*getattr(config, "NOT_IN_THE_RESULT", ()), *inputs)  # of what is read, the content counts, not its name
+    if getattr(config, "shots", "all") == "all":  # which adds nothing to the identity of a run without shots
+        unseen += ("shots",)
 
     def fingerprint(schema: int, *skip: str) -> str:
         settings = config_toml(config, skip=(*unseen, *skip))

@@ -19,10 +19,11 @@ import numpy.typing as npt
 from thoraclip.config import Settings
 from thoraclip.data.check.inspection import MEASURED, inspect
 from thoraclip.errors import ConfigError, ImageError
-from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
+from thoraclip.methods.parts import Part, parts_of
+from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
-from thoraclip.ranges import FoldNumber, Fraction, OneOf, Range, Seed, Weight, Weighting
+from thoraclip.ranges import FoldNumber, Fraction, OneOf, Range, Seed, Shots, Weight, Weighting
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
@@ -61,7 +62,7 @@ class Config(Settings):
     max_leaf_nodes: Annotated[int, Range(2, 100_000)] = 15
     """Leaves of a tree at most."""
     min_samples_leaf: Annotated[int, Range(1, 1_000_000_000)] = 20
-    """Images in a leaf at least; with few images, fewer."""
+    """Images in a leaf at least; no more than a tenth of the training images."""
     l2: Weight = 1.0
     """Penalty on the values of the leaves."""
     refit: bool = True
@@ -70,8 +71,10 @@ class Config(Settings):
     """none or balanced: whether rare classes weigh more in the loss."""
     val_fraction: Fraction = 0.2
     """Share of the training images held out by patient where the manifest names no validation split."""
+    shots: Shots = "all"
+    """Labelled patients of each class that are drawn from the training images, validation included; all for all."""
     seed: Seed = 0
-    """Decides the held-out part, and the shuffles behind the importances."""
+    """Decides the shots, the held-out part, and the shuffles behind the importances."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,9 +94,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    folds = list(  # before any image is opened
-        parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
-    )
+    folds = list(parts_of(config, manifest, labels))  # before any image is opened
     # beside the embeddings, where a study that looked for near duplicates has measured all images already
     features = trivial_features(manifest, context.cache.with_name("inspection"), progress=context.progress)
     groups = {name: features[name] for name in GROUPS if name in config.features}
@@ -171,7 +172,7 @@ def _fit_and_score(
             max_iter=rounds,
             learning_rate=config.learning_rate,
             max_leaf_nodes=config.max_leaf_nodes,
-            min_samples_leaf=config.min_samples_leaf,
+            min_samples_leaf=max(1, min(config.min_samples_leaf, len(rows) // 10)),
             l2_regularization=config.l2,
             early_stopping=False,
             class_weight=None if config.class_weight == "none" else config.class_weight,
@@ -185,7 +186,7 @@ def _fit_and_score(
         losses = [log_loss(scores, known) for scores in staged]
         rounds = int(np.argmin(losses)) + 1
         importance = _importance(candidate, staged[:rounds], groups, targets, part, config.seed)
-        both = np.sort(np.concatenate([part.train, part.val]))
+        both = np.union1d(part.train, part.val)
         model = fitted(both if config.refit else part.train, rounds)
         scores: npt.NDArray[np.float64] = model.predict_proba(_table(groups, part.test))
     sizes = {"train": len(part.train), "val": len(part.val), "test": len(part.test)}

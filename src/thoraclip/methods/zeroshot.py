@@ -17,7 +17,8 @@ from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, load_text_encoder
-from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
+from thoraclip.methods.parts import Part, parts
+from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
 from thoraclip.models.heads import LinearHead, log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions

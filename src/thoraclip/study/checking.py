@@ -9,12 +9,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from thoraclip.config import toml_value
+from thoraclip.data.splits import split_folds
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.checking import check_method, check_model
-from thoraclip.methods.running import require_folds
+from thoraclip.methods.parts import require_folds
 from thoraclip.methods.tracking import require_trackers
 from thoraclip.study.external import errors_named, listed_count
+from thoraclip.study.few_shot import few_shot_entries, require_shots
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest, read_manifest
 
@@ -37,6 +40,7 @@ def check_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) 
     if all(label is None for label in manifest.column("label")):
         raise ManifestError("manifest: no labelled image; a study needs labels to judge by")
     _check_split(config, manifest)
+    _check_shots(config, methods, manifest)
     for method in methods:
         with errors_named(f"method '{method.name}'"):
             check_method(method.kind, method.config, manifest, later=_made_later(method, out))
@@ -72,6 +76,19 @@ def _check_split(config: StudyConfig, manifest: Manifest) -> None:
         )
     folds = set(manifest.column("fold")) - {None} or (set() if named else set(range(config.folds)))
     require_folds(config.only_folds, sorted(folds))
+
+
+def _check_shots(config: StudyConfig, methods: Sequence[MethodEntry], manifest: Manifest) -> None:
+    """Raise ThoraclipError for shots without a method to train, or more than a class has training patients."""
+    if not config.shots:
+        return
+    if not few_shot_entries(config, methods):
+        raise ConfigError(
+            f"shots = {toml_value(config.shots)}: nothing is trained on few labels; name a number of patients, and a "
+            "method that trains"
+        )
+    is_split = any(manifest.parts())
+    require_shots(config, manifest if is_split else split_folds(manifest, folds=config.folds, seed=config.seeds[0]))
 
 
 def _made_later(entry: MethodEntry, out: Path) -> set[str]:

@@ -30,14 +30,16 @@ from thoraclip.methods import find_method
 from thoraclip.methods.audit import audit_passes
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.methods.running import Part, is_done, parts, require_folds
-from thoraclip.methods.training.sampler import Sampler
+from thoraclip.methods.parts import Part, parts_of, require_folds
+from thoraclip.methods.running import is_done
+from thoraclip.methods.training.folds import sampler_of
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
 from thoraclip.models.files import adapter_folders
 from thoraclip.runs import fold_folder
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
+from thoraclip.study.few_shot import FewShotEntry, few_shot_entries
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, study_notes
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
@@ -105,7 +107,7 @@ def plan_study(
     """
     listed, rows, failed = check_study(config, methods, out), list[Row](), set[str]()
     planner = _Planner(config, *_split_manifest(config, listed, out), out, announce)
-    for method in methods:
+    for method in (*methods, *few_shot_entries(config, methods)):
         for seed, settings, folder in method.runs(out):
             rows.append(row := Row(method.name, method.kind, seed))
             with _errors_of(row):
@@ -172,14 +174,13 @@ class _Planner:
             row.cached = ["run"]
         else:
             self._count(row, config, encoders)
-        if method.keeps_classifier:
+        if method.keeps_classifier and not isinstance(entry, FewShotEntry):
             self._networks |= dict.fromkeys(encoders or [(folder, fold) for fold in held_out], entry)
 
     def _count(self, row: Row, config: Any, encoders: Mapping[EncoderConfig, bool]) -> None:
         method, labels, trainings = find_method(row.kind), self.manifest.label_set(config.classes), list[Part]()
         if method.trains_network or method.fit_seconds:
-            fraction, only = config.val_fraction, config.only_folds
-            trainings = list(parts(self.manifest, labels, val_fraction=fraction, seed=config.seed, only=only))
+            trainings = list(parts_of(config, self.manifest, labels))
         if getattr(config, "captions", "") not in ("", str(self.out / CAPTIONS)):
             captions = read_captions(Path(config.captions))
             for part in trainings:
@@ -201,11 +202,10 @@ class _Planner:
 
     def _count_training(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> None:
         """The steps, the validations and, where no features are kept, the scoring of one part."""
-        rows, size = part.train, config.batch_size
-        sampler = Sampler(rows, targets[rows], total=len(targets), batch_size=size, sampling=config.sampling)
+        sampler, size = sampler_of(config, part, targets), config.batch_size
         steps = config.steps or config.epochs * sampler.steps_per_epoch
         validations = 1 + -(-steps // (config.validate_every or sampler.steps_per_epoch))
-        row.images_trained += steps * size
+        row.images_trained += steps * min(size, len(part.train) if config.shots != "all" else size)
         row.images_encoded += validations * len(part.val)
         if not find_method(row.kind).embeds:
             row.images_encoded += len(part.test) + len(part.val)
@@ -269,7 +269,7 @@ class _Planner:
                 labels = self.manifest.label_set(config.classes)
                 self._scoring(row, audited, audit_passes(self.manifest, labels, config.audit_images))
             yield row
-        tables = sum(3 + len(method.seeds) for method in methods)
+        tables = sum(3 + len(method.seeds) for method in (*methods, *few_shot_entries(config, methods)))
         seconds = 0.0 if is_finished else tables * n * config.resamples * _RESAMPLE_SECONDS + _RUN_SECONDS
         yield Row("report", done=is_finished, seconds=seconds)
 

@@ -39,6 +39,7 @@ from thoraclip.runs import (
 from thoraclip.study.checking import check_study
 from thoraclip.study.crossing import encoder_costs, short_names
 from thoraclip.study.external import prepare_sets, score_set
+from thoraclip.study.few_shot import few_shot_entries, few_shot_results, require_shots
 from thoraclip.study.settings import (
     CAPTIONS,
     MethodEntry,
@@ -81,6 +82,7 @@ def run_study(
     require_shared_work("a study")
     check_study(config, methods, out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
+    require_shots(config, manifest)
     study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
     if torn:
@@ -96,22 +98,11 @@ def run_study(
     if any(method.has_own_captions for method in methods):
         announce(f"captions by {config.captioner}")
         _write_captions(study)
-    results, errors = list[MethodResult](), dict[str, ThoraclipError]()
-    for number, method in enumerate(methods, start=1):
-        row = f"row {number} of {len(methods)}: {method.name}"
-        announce(row)
-        try:
-            if method.after and method.after.name in errors:
-                raise InputError(f"its adapters are those of '{method.after.name}', which failed")
-            results.append(_run_entry(study, method))
-        except ThoraclipError as error:
-            announce(f"{row} failed: {error}")
-            errors[method.name] = error
-            results.append(
-                MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
-            )
+    results, errors = _run_entries(study, methods, "row")
     if len(errors) == len(methods):
         raise next(iter(errors.values()))
+    few = few_shot_entries(config, methods)
+    curves = {(one.of, one.shots): run for one, run in zip(few, _run_entries(study, few, "few-shot")[0], strict=True)}
     external = [score_set(study, *each, errors) for each in outside]
     announce("judging")
     report = judge(
@@ -123,6 +114,7 @@ def run_study(
         provenance=facts,
         published=[dataclasses.asdict(row) for row in config.published],
         external=external,
+        few_shot=few_shot_results(config, manifest, curves),
         groups=group_columns(manifest),
         prevalence=config.stated_prevalence(manifest),
     )
@@ -189,6 +181,26 @@ def _torn_pictures(manifest: Manifest) -> int:
     places = set(zip(manifest.column("sha256"), manifest.parts(), strict=True))
     parts = Counter(sha256 for sha256, part in places if sha256 is not None and part is not None)
     return sum(count > 1 for count in parts.values())
+
+
+def _run_entries(
+    study: Study, methods: Sequence[MethodEntry], what: str
+) -> tuple[list[MethodResult], dict[str, ThoraclipError]]:
+    """What came of every method, and the errors of those that failed; `what` begins the lines of the log."""
+    results, errors = list[MethodResult](), dict[str, ThoraclipError]()
+    for number, method in enumerate(methods, start=1):
+        row = f"{what} {number} of {len(methods)}: {method.name}"
+        study.log(row)
+        try:
+            if method.after and method.after.name in errors:
+                raise InputError(f"its adapters are those of '{method.after.name}', which failed")
+            results.append(_run_entry(study, method))
+        except ThoraclipError as error:
+            study.log(f"{row} failed: {error}")
+            errors[method.name] = error
+            failed = MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
+            results.append(failed)
+    return results, errors
 
 
 def _run_entry(study: Study, method: MethodEntry) -> MethodResult:

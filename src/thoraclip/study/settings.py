@@ -29,9 +29,11 @@ from thoraclip.ranges import (
     Geometry,
     OneOf,
     Precision,
+    Range,
     Resamples,
     RuntimeName,
     Seeds,
+    Shots,
     Weighting,
     conform,
 )
@@ -61,7 +63,7 @@ _SHARED = (
     "trackers",
 )
 """Study settings that reach every method which knows them, unless the method says otherwise."""
-_INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts")
+_INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts", "shots")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _MOST_METHODS = 1_000
 _PATHS = (
@@ -126,6 +128,11 @@ class StudyConfig(ImageSource):
     """Whether folds that the study makes keep near duplicates together; every picture is looked at once for it."""
     seeds: Seeds = (0,)
     """Every method that depends on a seed runs once for each."""
+    shots: tuple[Shots, ...] = ()
+    """Learning curve: every method that trains also runs on so many labelled patients of each class, as in
+    [1, 2, 4, 8, 16, 32, "all"]; all is the usual training, which the table shows whether it is named here or not."""
+    draws: Annotated[int, Range(2, 1_000)] = 3
+    """How often the patients of each number of shots are drawn, with the seeds from the first of seeds on."""
     pixel_cache: bool = True
     """Whether decoded pictures are kept in the study folder (a byte a pixel), so that all methods decode each one
     once."""

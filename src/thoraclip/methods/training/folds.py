@@ -23,7 +23,8 @@ from thoraclip.errors import InputError
 from thoraclip.evaluation.figures import training_figure
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
-from thoraclip.methods.running import MethodOutput, Part, RunContext, Scores, parts, pooled_predictions
+from thoraclip.methods.parts import Part, parts_of
+from thoraclip.methods.running import MethodOutput, RunContext, Scores, pooled_predictions
 from thoraclip.methods.tracking import TrackedRun
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.processes import ProcessGroup
@@ -32,7 +33,7 @@ from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.models.files import holds_weights
 from thoraclip.runs import canonical_json, digest, fold_folder, remove_file, write_text, written_together
 
-__all__ = ["FoldTraining", "train_folds"]
+__all__ = ["FoldTraining", "sampler_of", "train_folds"]
 
 _WEIGHTS, _FILES = ("adapter", "last", "model"), ("metrics.jsonl", "training.svg", "training.safetensors")
 """What a training leaves in its folder."""
@@ -80,9 +81,7 @@ class FoldTraining(Generic[C]):
 
     def sampler(self) -> Sampler:
         """The order of the training images."""
-        rows, targets, total, config = self.part.train, self.targets, len(self.targets), self.config
-        size, sampling = config.batch_size, config.sampling
-        return Sampler(rows, targets[rows], total=total, batch_size=size, sampling=sampling, seed=config.seed)
+        return sampler_of(self.config, self.part, self.targets)
 
     def images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
         """u8[N, S, S] from the pixel cache."""
@@ -121,6 +120,23 @@ class FoldTraining(Generic[C]):
         }
 
 
+def sampler_of(config: TrainingSettings, part: Part, targets: npt.NDArray[np.int64]) -> Sampler:
+    """The order of the training images of a part; few shots are one batch where they fill none.
+
+    Args:
+        config: of the method.
+        part: its training rows.
+        targets: i64[N], the class of every row of the manifest.
+
+    Raises:
+        ConfigError: the batch is larger than the training set, and no shots are drawn.
+    """
+    rows, size = part.train, config.batch_size
+    size = size if config.shots == "all" else min(size, len(rows))
+    given = {"total": len(targets), "batch_size": size, "seed": config.seed}
+    return Sampler(rows, targets[rows], sampling=config.sampling, **given)
+
+
 def train_folds(
     kind: str,
     config: Any,
@@ -151,7 +167,7 @@ def train_folds(
     manifest, rows, scores, chosen = context.manifest, [], [], []
     labels = manifest.label_set(config.classes)
     metrics: list[Mapping[str, object]] = []
-    folds = list(parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds))
+    folds = list(parts_of(config, manifest, labels))
     if group.is_main:
         _remove_others(context)
     names = config.trackers if group.is_main else ()

@@ -9,7 +9,7 @@ from thoraclip.config import Settings
 from thoraclip.errors import ConfigError
 from thoraclip.methods.tracking import require_trackers
 from thoraclip.models.augment import AUGMENTATIONS
-from thoraclip.ranges import BatchSize, Count, Fraction, OneOf, Range, Seed, Weight, Weighting
+from thoraclip.ranges import BatchSize, Count, Fraction, OneOf, Range, Seed, Shots, Weight, Weighting
 
 __all__ = ["TrainingSettings"]
 
@@ -19,7 +19,7 @@ class TrainingSettings(Settings):
     """How long, how fast and on what a network is trained, and by what its weights are chosen."""
 
     batch_size: BatchSize = 64
-    """Images per optimizer step."""
+    """Images per optimizer step; with shots, no more than these have for training."""
     chunk_size: BatchSize = 32
     """Images per forward pass, at most a batch: memory only, but for a network with dropout of its own."""
     epochs: Annotated[int, Range(1, 1_000_000)] = 10
@@ -55,8 +55,10 @@ class TrainingSettings(Settings):
     trackers: tuple[str, ...] = ()
     """Trackers that get losses, validations, test metrics and the model card too: mlflow, tensorboard, trackio, wandb.
     Their files and trackers.json, unlike the rest of a run folder, are other bytes in every run."""
+    shots: Shots = "all"
+    """Labelled patients of each class that are drawn from the training images, validation included; all for all."""
     seed: Seed = 0
-    """Decides initial values, held-out part, order, augmentation and dropout."""
+    """Decides initial values, shots, held-out part, order, augmentation and dropout."""
 
     NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("checkpoint_minutes", "processes", "trackers")
 
