@@ -229,7 +229,8 @@ def test_the_command_prints_the_plan(images: Path, tmp_path: Path, capsys: pytes
     found = json.loads(captured.out)
     assert captured.err.count("timing tiny-clip") == 1
     assert not (tmp_path / "out").exists()
-    keys = {"name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "cached", "error"}
+    keys = {"name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "cached", "token_bytes",
+            "error"}  # fmt: skip
     assert all(set(row) == keys for row in (*found["runs"], *found["stages"]))
     assert (found["schema"], found["images"], found["totals"]["factor"]) == (2, 24, 3)
     fine, broken, trivial = found["runs"]

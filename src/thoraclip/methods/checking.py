@@ -82,6 +82,10 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
         require_launch(wanted=config.processes, trackers=config.trackers)
     if (method.trains_adapters or adapter) and not find_spec("peft"):
         raise MissingExtraError("peft", "study")
+    if method.trains_adapters:
+        from thoraclip.models.lora import check_lora  # with torch
+
+        check_lora(config.model, config.lora)
 
 
 def check_model(

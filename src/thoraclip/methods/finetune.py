@@ -112,6 +112,16 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
         return LOSSES[self.loss].reads_texts
 
     @property
+    def lora(self) -> LoraSettings:
+        """What is tuned: without texts the vision tower alone."""
+        return self if self.reads_texts else replace(self, towers="vision", projections="freeze")
+
+    @property
+    def fits_head(self) -> bool:
+        """True where a linear head is fitted on the training images as they are."""
+        return not self.reads_texts or self.select == "probe"
+
+    @property
     def reads_prompts(self) -> bool:
         """True where the class prompts are read."""
         return self.reads_texts
@@ -142,9 +152,9 @@ def run(config: Config, context: RunContext) -> MethodOutput | None:
         remove_tokens(context.folder.path / "pixels")
     elif views := [folder for folder in cached if folder.name.startswith("tokens-view-")]:
         remove_tokens(context.pixels, views)
-    if not config.reads_texts:
-        return output
-    return replace(output, details={**output.details, "prompt_set": load_prompts(config.prompts).name})
+    chosen = [one | ({"empty": True} if one["step"] == 0 else {}) for one in output.details["chosen"]]
+    texts = {"prompt_set": load_prompts(config.prompts).name} if config.reads_prompts else {}
+    return replace(output, details={**output.details, "chosen": chosen, **texts})
 
 
 def _train(training: FoldTraining[Config]) -> Sequence[Path]:
@@ -182,6 +192,10 @@ def _train(training: FoldTraining[Config]) -> Sequence[Path]:
         if training.group.is_main:
             write_head(folder / _HEAD, head)
     if training.group.is_main:
+        if progress.kept_step == 0:
+            training.context.log(
+                f"{training.title}no step beat the untouched encoder on validation; the kept adapter is empty"
+            )
         # the best adapter comes last: its note marks the end of the training
         tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | note)
     return step.tokens.folders if step.tokens else ()
@@ -204,7 +218,7 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
     encoder = load(config.model, geometry=config.geometry, precision=config.precision, device=device)
     tuned = add_lora(
         encoder,
-        config if config.reads_texts else replace(config, towers="vision", projections="freeze"),
+        config.lora,
         seed=config.seed,
         train_scale=config.train_logit_scale and config.reads_texts,
         train_bias=loss.has_bias,
@@ -212,7 +226,6 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
     )
     greys, targets, labels = training.shared_images(encoder.preprocess), training.targets, training.labels
     weight = class_weights(targets[rows], len(labels), config.class_weight)
-    fits_head = not config.reads_texts or config.select == "probe"
     shared: dict[str, Any] = {
         "config": config,
         "loss": config.loss,
@@ -221,7 +234,7 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
         "targets": targets,
         "group": training.group,
         "weight": None if config.class_weight == "none" else weight,
-        "tokens": make_cache(training, tuned, greys, fits_head=fits_head),
+        "tokens": make_cache(training, tuned, greys),
     }
     if texts is not None:
         return ContrastiveStep(**shared, logit_scale_max=config.logit_scale_max, texts=texts)

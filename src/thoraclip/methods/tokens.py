@@ -31,7 +31,7 @@ from thoraclip.models.vision_encoder import VisionEncoder, unit
 from thoraclip.runs import digest, locked, make_folder, require_room
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 
-__all__ = ["TokenCache", "cache_size", "cached_views", "make_cache", "remove_tokens"]
+__all__ = ["TokenCache", "cache_size", "cached_views", "frozen_prefix", "make_cache", "remove_tokens"]
 
 _BATCH = 32
 
@@ -74,7 +74,13 @@ class TokenCache:
         return torch.from_numpy(values)
 
 
-def cached_views(config: Any, targets: Rows, part: Part, *, fits_head: bool) -> dict[int, Rows]:
+def frozen_prefix(config: Any, encoder: VisionEncoder) -> FrozenPrefix | None:
+    """What `finetune` computes once; `None` where no block of the vision tower is frozen, or nothing is to be kept."""
+    is_kept = config.prefix_views and config.lora.towers != "text"
+    return FrozenPrefix.of(encoder, config.lora_blocks) if is_kept else None
+
+
+def cached_views(config: Any, targets: Rows, part: Part) -> dict[int, Rows]:
     """View -> i64 rows of the images whose tokens a training reads in it.
 
     View 0 is the image as it is, of validations; and of training, where nothing is augmented. The others are augmented.
@@ -84,13 +90,12 @@ def cached_views(config: Any, targets: Rows, part: Part, *, fits_head: bool) -> 
         config: of `finetune`.
         targets: i64[N], -1 where the class is unknown.
         part: of the training.
-        fits_head: True where a linear head is fitted on the training images as they are.
     """
     both, augmented = np.sort(np.concatenate([part.train, part.val])), AUGMENTATIONS[config.augmentation] is not None
     if part.fold is not None:
         both = np.flatnonzero(targets >= 0)
         return dict.fromkeys(range(1 + config.prefix_views * augmented), both)
-    plain = both if fits_head or not augmented else part.val
+    plain = both if config.fits_head or not augmented else part.val
     return {0: plain} | {view + 1: part.train for view in range(config.prefix_views * augmented)}
 
 
@@ -102,10 +107,8 @@ def cache_size(encoder: VisionEncoder, prefix: FrozenPrefix, views: Mapping[int,
     return images * tokens * width * np.dtype(_stored(encoder)).itemsize, (tokens, width)
 
 
-def make_cache(
-    training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.NDArray[np.uint8], *, fits_head: bool
-) -> TokenCache | None:
-    """The tokens of a training, found or computed now; `None` where no block is frozen or none is to be kept.
+def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.NDArray[np.uint8]) -> TokenCache | None:
+    """The tokens of a training, found or computed now; `None` as in `frozen_prefix`.
 
     A killed pass goes on where it stopped. Several processes share the work, and the first one writes.
 
@@ -113,10 +116,10 @@ def make_cache(
         InputError: the disk has no room.
     """
     config, context, group, encoder = training.config, training.context, training.group, tuned.encoder
-    prefix = FrozenPrefix.of(encoder, config.lora_blocks) if config.prefix_views else None
-    if prefix is None or config.towers == "text":
+    prefix = frozen_prefix(config, encoder)
+    if prefix is None:
         return None
-    views = cached_views(config, training.targets, training.part, fits_head=fits_head)
+    views = cached_views(config, training.targets, training.part)
     root = context.pixels or context.folder.path / "pixels"
     marks = {view: _fingerprint(training, tuned, prefix, view, rows) for view, rows in views.items()}
     folders = {view: root / f"tokens-{'view-' if view else ''}{mark[:12]}" for view, mark in marks.items()}
@@ -135,7 +138,7 @@ def make_cache(
     arrays = {}
     for view, rows in views.items():
         with locked(folders[view], option="--pixels"):
-            arrays[view] = rows, _filled(training, prefix, greys, view, rows, folders[view], marks[view])
+            arrays[view] = rows, _filled(training, prefix, greys, (view, rows), (folders[view], marks[view]))
     return TokenCache(prefix, arrays, tuple(folders.values()), config.seed)
 
 
@@ -143,14 +146,12 @@ def _filled(
     training: FoldTraining[Any],
     prefix: FrozenPrefix,
     greys: npt.NDArray[np.uint8],
-    view: int,
-    rows: Rows,
-    folder: Path,
-    fingerprint: str,
+    seen: tuple[int, Rows],
+    place: tuple[Path, str],
 ) -> npt.NDArray[Any]:
-    """[R, T, D] on disk, the tokens of some rows in one view."""
+    """[R, T, D] on disk, the tokens of the rows of one view; `place` is a folder with its fingerprint."""
     group, encoder, progress = training.group, prefix.encoder, training.context.progress
-    kind = _kind(encoder)
+    (view, rows), (folder, fingerprint), kind = seen, place, _kind(encoder)
     if not group.first(is_valid(folder, kind, fingerprint)):
         writer = ArrayWriter(folder, kind, total=len(rows), token=fingerprint) if group.is_main else None
         for batch in cut(len(rows), _BATCH, start=int(group.first(writer.rows if writer else 0))):

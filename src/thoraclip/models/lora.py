@@ -19,17 +19,19 @@ from torch import nn
 
 from thoraclip.config import Settings
 from thoraclip.documents import read_json
-from thoraclip.errors import ConfigError
-from thoraclip.models.checkpoint import quiet
+from thoraclip.errors import ConfigError, first_line
+from thoraclip.models.checkpoint import find_checkpoint, quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
+from thoraclip.models.dual_encoder import untrained_encoder
 from thoraclip.models.files import holds_weights, write_about
-from thoraclip.models.network import recompute_layers
+from thoraclip.models.image_processor import read_preprocess
+from thoraclip.models.network import network_settings, recompute_layers
 from thoraclip.models.prefix import block_names
 from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.ranges import Count, OneOf, Range
 from thoraclip.runs import needing_room, whole_folder
 
-__all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
+__all__ = ["LoraSettings", "TunableEncoder", "add_lora", "check_lora", "resolve_targets"]
 
 _OTHER_NAMES: Mapping[str, str] = {
     "q_proj": r"query",
@@ -162,10 +164,8 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
 
     network, device = encoder.model, encoder.device
-    targets = resolve_targets(encoder, settings.target_modules, settings.towers, settings.lora_blocks)
-    full = max(min(network.get_submodule(name).weight.shape) for name in targets)
-    if settings.rank > full:
-        raise ConfigError(f"rank = {settings.rank}: the layers of '{encoder.name}' have at most rank {full}; lower it")
+    targets = resolve_targets(encoder, settings)
+    _require_rank(encoder, settings, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -202,16 +202,40 @@ def add_lora(
     )
 
 
-def resolve_targets(encoder: VisionEncoder, names: Sequence[str], towers: str, last: int = 0) -> list[str]:
-    """Full names of the linear layers that `names` mean, in every tower that is asked for.
+def check_lora(model: str, settings: LoraSettings) -> None:
+    """Refuse as `add_lora` does; no weights are read.
+
+    Raises:
+        ConfigError: see `add_lora`.
+        ModelError: the model's configuration describes no network.
+    """
+    checkpoint = find_checkpoint(model)
+    spec = read_preprocess(checkpoint, geometry="squash")
+    try:
+        with torch.device("meta"):
+            encoder = untrained_encoder(checkpoint, network_settings(checkpoint, spec, precision="fp32", device="meta"))
+    except Exception as error:  # Transformers raises ValueError, TypeError, RuntimeError and more
+        raise checkpoint.error(f"its config.json describes no network ({first_line(error)})") from error
+    _projections(encoder, settings.projections)
+    _require_rank(encoder, settings, resolve_targets(encoder, settings))
+
+
+def _require_rank(encoder: VisionEncoder, settings: LoraSettings, targets: Sequence[str]) -> None:
+    full = max(min(encoder.model.get_submodule(name).weight.shape) for name in targets)
+    if settings.rank > full:
+        raise ConfigError(f"rank = {settings.rank}: the layers of '{encoder.name}' have at most rank {full}; lower it")
+
+
+def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]:
+    """Full names of the linear layers that `target_modules` mean, in the blocks of every tower that is asked for.
 
     A name is the end of a module's name; where a tower has none of that name, its architecture's own name is tried.
-    With `last` they are those of the last so many transformer blocks.
 
     Raises:
         ConfigError: a tower without any of them, or a name that is in no tower; the message lists the linear layers
             that exist. Or `block_names` refuses.
     """
+    names, towers, last = settings.target_modules, settings.towers, settings.lora_blocks
     targets, unknown, all_kinds = set[str](), set(names), set[str]()
     for tower in ("vision", "text") if towers == "both" else (towers,):
         if tower not in encoder.towers:

@@ -16,12 +16,14 @@ from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
+from thoraclip.evaluation.results import empty_adapters
 from thoraclip.evaluation.subgroups import group_columns
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
+from thoraclip.methods.tokens import remove_tokens
 from thoraclip.runs import (
     Progress,
     canonical_json,
@@ -119,7 +121,9 @@ def run_study(
         external=external,
         groups=group_columns(manifest),
         prevalence=config.stated_prevalence(manifest),
+        notes=[note for m in methods for note in empty_adapters(m.name, [folder for *_, folder in m.runs(out)])],
     )
+    remove_tokens(out / "pixels")
     shown: dict[str, Any] = {"image_paths": manifest.paths_by_id(), "load": picture_loader(manifest)}
     with written_together(out, "report"):
         _write_best(out, results, report)
