@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.ND
     group.wait()
     arrays = {}
     for view, rows in views.items():
-        with locked(folders[view], option="--pixels"):
+        with locked(folders[view], option="--pixels") if group.is_main else nullcontext():
             arrays[view] = rows, _filled(training, prefix, greys, (view, rows), (folders[view], marks[view]))
     return TokenCache(prefix, arrays, tuple(folders.values()), config.seed)
 
