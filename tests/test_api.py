@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import Capture, files
 
 import thoraclip
-from thoraclip.api import hooks, methods
+from thoraclip.api import methods
 from thoraclip.cards import CardSettings
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, LeakError, ModelError, ThoraclipError
@@ -37,12 +37,10 @@ def test_from_a_folder_to_a_report_in_silence(class_folder: Path, tmp_path: Path
     assert "Small set" in page.read_text(encoding="utf-8")
     features = thoraclip.embed(folds, model="tiny-clip", out=tmp_path / "e", pixels=str(tmp_path / "pixels"))
     assert features.pooled.shape[0] == 24
-    predictions, details = thoraclip.zeroshot(
-        str(tmp_path / "f.parquet"), out=tmp_path / "z", embeddings=tmp_path / "e"
-    )
-    assert len(predictions) == 24 and details["per_prompt"]
+    zero_shot = thoraclip.zeroshot(str(tmp_path / "f.parquet"), out=tmp_path / "z", embeddings=tmp_path / "e")
+    assert len(zero_shot.predictions) == 24 and zero_shot.details["per_prompt"]
     thoraclip.probe(folds, out=str(tmp_path / "p"), embeddings=str(tmp_path / "e"), l2_steps=3)
-    runs = [str(tmp_path / "z"), tmp_path / "p" / "predictions.parquet"]
+    runs = [zero_shot, tmp_path / "p" / "predictions.parquet"]
     report = thoraclip.report(runs, out=tmp_path / "report", manifest=folds, resamples=200)
     assert {m["name"] for m in report["methods"]} == {"z", "p", "majority"}
     alone = thoraclip.report(str(tmp_path / "z"), out=tmp_path / "alone", manifest=folds, resamples=200, title="One")
@@ -76,6 +74,7 @@ def test_a_study_takes_settings_as_keywords(manifest_file: Path, tmp_path: Path)
     (tmp_path / "s.toml").write_text('manifest = "m.parquet"\n[[methods]]\nkind = "trivial"\nmax_iter = 5\n')
     report = thoraclip.run_study(str(tmp_path / "s.toml"), out=str(tmp_path / "s"), seeds=[0, 1], resamples=100)
     assert report["methods"][0]["seeds"] == [0, 1]
+    assert isinstance(report, thoraclip.Report) and report.folder == tmp_path / "s" and "forest" in report.figures
     with pytest.raises(ConfigError, match="unknown setting 'sedes'; did you mean 'seeds'"):
         thoraclip.run_study(tmp_path / "s.toml", out=tmp_path / "s", sedes=[0, 1])
 
@@ -93,7 +92,7 @@ def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: Captu
 def test_progress_is_told_when_asked_for(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "e", progress=True)
     out, err = capsys.readouterr()
-    assert out == "" and err.endswith("\rimages: 24/24\n")
+    assert out == "" and err.splitlines()[-1].startswith("images: 24/24")
     calls: list[tuple[int, int]] = []
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "f", progress=lambda *done: calls.append(done))
     assert calls[-1] == (24, 24)
@@ -104,18 +103,6 @@ def test_progress_is_told_when_asked_for(manifest: Manifest, tmp_path: Path, cap
     thoraclip.caption(manifest, **captions, announce=told.append)
     assert len(told) == 1
     assert capsys.readouterr() == ("", "")
-
-
-def test_a_line_begins_anew_after_an_unfinished_stage(capsys: Capture) -> None:
-    lines = hooks._Lines()
-    lines.draw(1, 3)
-    lines.write("look")
-    lines.draw(3, 3)
-    lines.write("done")
-    assert capsys.readouterr().err == "\rimages: 1/3\nlook\n\rimages: 3/3\ndone\n"
-    for total in (0, 0, 2):
-        lines.draw(2, total)
-    assert capsys.readouterr().err == "\rimages: 2\rimages: 2\rimages: 2/2\n", "an unknown total is not drawn"
 
 
 def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SMALLER = {
     "trivial(folds, ": "trivial(folds, max_iter=5, ",
     "probe(folds, ": "probe(folds, l2_steps=3, ",
     '"epochs": 4': '"epochs": 1',
-    "resamples=500": "resamples=100",
+    'out=out / "report")': 'out=out / "report", resamples=100)',
 }
 """The same steps on less."""
 
@@ -54,9 +54,9 @@ def test_the_main_job_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = names["report"]
     assert {m["name"] for m in report["methods"]} == {"trivial", "zero-shot", "probe", "LoRA", "majority"}
     assert all(m["n"] == 42 for m in report["methods"])
-    assert names["figure"].startswith("<svg")
+    assert names["report"].figures["forest"].svg.startswith("<svg")
     assert {"report.html", "report.json", "report.md"} <= {f.name for f in Path("main-job/report").iterdir()}
     captured = capsys.readouterr()
     assert str(tmp_path / "main-job" / "report" / "report.html") in captured.out
-    assert "| method | accuracy, % |" in captured.out
+    assert "trivial: 42 images scored" in captured.out and "Method     Accuracy" in captured.out
     assert "epoch 1 of 1" in captured.err and "images: 16/16" in captured.err

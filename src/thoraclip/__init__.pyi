@@ -4,6 +4,7 @@ from .api.data import card, check, index, overlap, phantom, select, split
 from .api.deployment import export, predict, serve
 from .api.judgement import audit, explain, report
 from .api.methods import MethodFunction, caption, embed
+from .api.results import Report, Run
 from .api.start import demo, run_study
 from .bundle.opening import open_bundle
 from .cards import CardSettings, write_card
@@ -41,6 +42,8 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Preprocess",
+    "Report",
+    "Run",
     "ThoraclipError",
     "audit",
     "augment",

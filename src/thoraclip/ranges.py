@@ -176,9 +176,9 @@ def _items(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | os.PathLike):
         raise ConfigError(f"{name} = {shown(value)}: text is needed")
-    text = str(value)
+    text = os.fspath(value)
     if len(text) > _MOST_LETTERS:
         raise ConfigError(f"{name} = {shown(text)}: at most {_MOST_LETTERS:,} letters are needed, not {len(text):,}")
     if any(c < " " and c not in "\n\r\t" for c in text) or any("\ud800" <= c <= "\udfff" for c in text):
@@ -265,12 +265,15 @@ def bind(signature: inspect.Signature, given: Sequence[Any], named: Mapping[str,
 
 def _checked(name: str, value: Any, kind: str) -> Any:
     """`kind` is an annotation as it is written; an argument of one that is not known here stays as it is."""
+    if kind == "Files" and isinstance(value, list | tuple):
+        return [_checked(name, path, "File") for path in value]
     if kind in _PATHS:
-        for path in value if kind == "Files" and isinstance(value, list | tuple) else [value]:
-            if not hasattr(path, "fingerprint" if kind == "Images" else "write"):  # a manifest, an open file
-                require_path(name, path)
-    elif kind in _LISTS and not isinstance(value, Mapping):
+        if hasattr(value, "fingerprint" if kind == "Images" else "write"):  # a manifest, an open file
+            return value
+        require_path(name, value)
+        return value if isinstance(value, str) else Path(value)  # a run stands for its folder
+    if kind in _LISTS and not isinstance(value, Mapping):
         return conform(name, value, str if isinstance(value, str) else _LISTS[kind])
-    elif kind in _ARGUMENTS:
+    if kind in _ARGUMENTS:
         return conform(name, value, _ARGUMENTS[kind])
     return value

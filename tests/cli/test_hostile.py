@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.conftest import Capture, examples
 
 import thoraclip.data.check
+from thoraclip.api.results import Report
 from thoraclip.cli import app, console, show
 from thoraclip.cli.app import main, run
 
@@ -173,7 +174,8 @@ def contents(text: str) -> list[Callable[[], None]]:
     test = {"name": text, "asks": text, "effect": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.5, "verdict": "none"}
     explained = {"class": text, "probability": 0.5, "predicted": text, "scores": {text: 0.5}, "method": text,
                  "evidence_in_lungs": None, "lung_area": 0.5, "lungs_from": text, "note": text}  # fmt: skip
-    report = {"title": text, "methods": [{"name": text, "metrics": None}], "reading": [text], "failed": []}
+    content = {"title": text, "methods": [], "reading": [text], "failed": [{"name": text, "error": text}]}
+    report = Report(content, Path("out"))
     return [
         lambda: show._show_plan(plan, as_json=False),
         lambda: show._show_plan({**plan, "notes": []}, as_json=True),

@@ -38,7 +38,7 @@ def test_a_bar_names_the_stage_and_counts(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_lines_where_nobody_watches_are_few(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     with console.progress_bar() as progress:
         for done in range(1, 101):
             now[0] += 0.5

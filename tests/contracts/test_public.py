@@ -59,7 +59,7 @@ def test_every_function_takes_text_where_it_takes_a_path() -> None:
                 assert "str" in kind, f"{name}({parameter.name})"
 
 
-def _call(function: Any, place: str | Path, values: dict[str, Any]) -> str:
+def _call(function: Any, place: Any, values: dict[str, Any]) -> str:
     """What a function answers where every file and folder is `place`: its error, in words."""
     given = dict(values)
     for parameter in inspect.signature(function).parameters.values():
@@ -86,10 +86,12 @@ READERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_text_is_answered_as_a_path_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_and_runs_are_answered_as_a_path_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    answers = [_call(FUNCTIONS[name], place, READERS[name]) for place in ("nothing", Path("nothing"))]
-    assert answers[0] == answers[1] and "nothing" in answers[0]
+    run = thoraclip.Run("probe", Path("nothing"), Any, {})
+    places = ("nothing", Path("nothing"), *((run,) if name not in ("decode", "read_study") else ()))
+    answers = [_call(FUNCTIONS[name], place, READERS[name]) for place in places]
+    assert len(set(answers)) == 1 and "nothing" in answers[0]
 
 
 def test_what_is_written_under_a_text_is_read_under_it(

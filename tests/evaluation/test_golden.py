@@ -7,7 +7,8 @@ thoraclip.evaluation.curve_figures, thoraclip.evaluation.curves, thoraclip.evalu
 thoraclip.evaluation.entries, thoraclip.evaluation.equalised_odds, thoraclip.evaluation.external,
 thoraclip.evaluation.external_reading, thoraclip.evaluation.figures, thoraclip.evaluation.intervals,
 thoraclip.evaluation.predictive, thoraclip.evaluation.reading, thoraclip.evaluation.recalibration,
-thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.results,
+thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.report_figures,
+thoraclip.evaluation.results,
 thoraclip.evaluation.shortcuts, thoraclip.evaluation.subgroups, thoraclip.evaluation.trust and
 thoraclip.evaluation.usefulness.
 

@@ -23,7 +23,7 @@ from thoraclip.methods.training.steps import Steps
 from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.study import plan_study, read_study, run_study
-from thoraclip.study.settings import training_notes
+from thoraclip.study.settings import study_notes
 from thoraclip.tables.manifest import read_manifest
 
 STUDY = """
@@ -253,8 +253,8 @@ def test_a_study_that_trains_once_is_told_what_it_cannot_say(images: Path, tmp_p
     for file, given, manifest, is_told in (
         ("s", {}, split, True), ("s", {"seeds": [0, 1]}, split, False), ("s", {}, folds, False), ("z", {}, split, False),
     ):  # fmt: skip
-        _, methods = read_study(tmp_path / f"{file}.toml", given)
-        assert ("between single trainings" in " ".join(training_notes(methods, manifest))) == is_told
+        config, methods = read_study(tmp_path / f"{file}.toml", given)
+        assert ("between single trainings" in " ".join(study_notes(config, methods, manifest))) == is_told
 
 
 def test_what_is_fitted_to_images_is_trained(tmp_path: Path) -> None:

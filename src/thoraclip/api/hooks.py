@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from thoraclip.api.progress import Lines, NotebookBar, in_notebook
 from thoraclip.runs import Progress, is_main_process, writes
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progres
     """The two callbacks that work below `api` takes: (called with (done, total) or `None`, called with a line of
     text)."""
     if progress and not callable(progress) and is_main_process():
-        lines = _Lines()
-        return lines.draw, announce or lines.write
+        shown = NotebookBar() if in_notebook() else Lines()
+        return shown.draw, announce or shown.write
     return progress if callable(progress) else None, announce or (lambda _: None)
 
 
@@ -75,19 +75,3 @@ def settings_of(
         raise ConfigError(f"{config}: holds settings of another method than '{where}'")
     stated = {**values, **settings}
     return build_config(cls, {**more(stated), **stated}, where=str(config or where))
-
-
-class _Lines:
-    """Standard error for a person: one line for each stage, rewritten until the stage ends."""
-
-    def __init__(self) -> None:
-        self._is_open = False
-
-    def draw(self, done: int, total: int) -> None:
-        self._is_open = done < total or not total
-        sys.stderr.write(f"\rimages: {done}{f'/{total}' if total else ''}" + ("" if self._is_open else "\n"))
-        sys.stderr.flush()
-
-    def write(self, text: str) -> None:
-        sys.stderr.write(("\n" if self._is_open else "") + f"{text}\n")
-        self._is_open = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import REPORT_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
-from thoraclip.documents import read_toml
+from thoraclip.api.results import Report, is_trained
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
 from thoraclip.ranges import FoldNumber, Resamples, Seed, checked
 from thoraclip.runs import Progress
@@ -39,7 +39,7 @@ def report(
     prevalence: Shares | None = None,
     resamples: Resamples = 2000,
     seed: Seed = 0,
-) -> dict[str, Any]:
+) -> Report:
     """Judge predictions: metrics with 95 % intervals, paired comparisons, one page to look at.
 
     Args:
@@ -54,7 +54,7 @@ def report(
         seed: seed of the bootstrap.
 
     Returns:
-        The content of `report.json`.
+        The content of `report.json`, which prints as a table, with `table`, `figures` and `folder`.
     """
     from thoraclip.data.batches import picture_loader
     from thoraclip.evaluation.predictive import read_prevalence
@@ -77,7 +77,7 @@ def report(
             validation=(tuple(table.with_patients(patients) for table in read_validation(file.parent)),)
             if file.name == "predictions.parquet"
             else (),
-            is_trained=_is_trained(file.parent / "config.toml"),
+            is_trained=is_trained(file.parent / "config.toml"),
         )
         for name, file in names.items()
     ]
@@ -101,7 +101,7 @@ def report(
     )
     load = None if images is None else picture_loader(images)
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails, load=load)
-    return content
+    return Report(content, Path(out))
 
 
 def _on_lost(scored: Sequence[str], known: Mapping[str, Path]) -> list[str]:
@@ -116,12 +116,6 @@ def _on_lost(scored: Sequence[str], known: Mapping[str, Path]) -> list[str]:
         )
     said = f"The manifest does not have {len(lost)} of the {of} of the predictions: their group is unknown."
     return [said] if lost else []
-
-
-def _is_trained(config: Path) -> bool:
-    """False for the predictions of a run that fitted nothing: it has neither a seed nor an adapter."""
-    values = read_toml(config) if config.is_file() else {"seed": None}
-    return "seed" in values or bool(values.get("adapter"))
 
 
 def _row_names(given: Sequence[Path]) -> dict[str, Path]:

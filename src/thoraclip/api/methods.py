@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thoraclip.api.hooks import RUN_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
+from thoraclip.api.results import Run
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
 from thoraclip.ranges import AnyBatchSize, BatchSize, Geometry, Precision, Seed, Tokens, Workers, checked
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
     from thoraclip.tables.captions import Captions
     from thoraclip.tables.embeddings import Embeddings
-    from thoraclip.tables.predictions import Predictions
 
     Model = str | Path
 
@@ -177,7 +176,7 @@ class MethodFunction(Protocol):
         progress: bool | Progress = False,
         announce: Announce | None = None,
         **settings: Any,
-    ) -> tuple[Predictions, Mapping[str, Any]] | Any:  # None is too rare to ask for it after every call
+    ) -> Run | Any:  # None is too rare to ask for it after every call
         """Run the method.
 
         Args:
@@ -189,7 +188,7 @@ class MethodFunction(Protocol):
             settings: settings of the method; they win over the file.
 
         Returns:
-            The predictions, and the method's details (JSON-able); None in all but the first of several processes.
+            A `Run`: `predictions`, `metrics`, `details` and `folder`; None in all but the first of several processes.
 
         Raises:
             ThoraclipError: a setting is unknown or out of range, or the images do not serve.
@@ -218,7 +217,7 @@ def method_function(kind: str) -> MethodFunction:
         progress: bool | Progress = False,
         announce: Announce | None = None,
         **settings: Any,
-    ) -> tuple[Predictions, Mapping[str, Any]] | None:
+    ) -> Run | None:
         from thoraclip.methods.checking import check_method
         from thoraclip.methods.encoders import stated_by_embeddings
         from thoraclip.methods.running import parts, run_method
@@ -230,7 +229,8 @@ def method_function(kind: str) -> MethodFunction:
         if hasattr(chosen, "val_fraction"):  # a class without an image in one part stops a method, and no study
             share, only = chosen.val_fraction, chosen.only_folds
             list(parts(images, images.label_set(chosen.classes), val_fraction=share, seed=chosen.seed, only=only))
-        return run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
+        done = run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
+        return done and Run(kind, Path(out), *done)
 
     fields, kinds = dataclasses.fields(METHODS[kind].config_type), typing.get_type_hints(METHODS[kind].config_type)
     texts = field_help(METHODS[kind].config_type)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.api.hooks import REPORT_FILES, RUN_FILES, Announce, File, hooks, writes
+from thoraclip.api.results import Report
 from thoraclip.errors import ConfigError
 from thoraclip.ranges import PhantomCount, Seed, checked
 from thoraclip.runs import Progress
@@ -25,7 +26,7 @@ def demo(
     seed: Seed = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, write the
     page.
 
@@ -36,7 +37,7 @@ def demo(
         progress, announce: see `thoraclip.api`.
 
     Returns:
-        The content of `report.json`.
+        As `report`.
     """
     from thoraclip.data.phantom import PhantomConfig, write_phantoms
     from thoraclip.study import demo_study
@@ -50,7 +51,7 @@ def demo(
     summary = write_phantoms(Path(out) / "phantoms", config, progress=draw)
     log(f"{summary.images} phantoms of {summary.patients} patients")
     study, methods = demo_study(summary.root, Path(out) / "phantoms.parquet")
-    return run(study, methods, Path(out), announce=log, progress=draw)
+    return Report(run(study, methods, Path(out), announce=log, progress=draw), Path(out))
 
 
 @checked
@@ -63,7 +64,7 @@ def run_study(
     progress: bool | Progress = False,
     announce: Announce | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Report | dict[str, Any]:
     """Run a list of methods on one manifest and write the report; what is done and valid is not run again.
 
     Args:
@@ -74,7 +75,7 @@ def run_study(
         settings: settings of the study, or of the methods that know them; they win over the file.
 
     Returns:
-        The content of `report.json`, where `failed` lists the methods that failed; of a dry run, the plan.
+        As `report`; `failed` lists the methods that failed. Of a dry run, the plan.
 
     Raises:
         ThoraclipError: a setting is unknown, the images cannot be read, or every method failed.
@@ -86,4 +87,4 @@ def run_study(
     draw, log = hooks(progress, announce)
     if dry_run:
         return plan_study(study, methods, Path(out), announce=log)
-    return run(study, methods, Path(out), announce=log, progress=draw)
+    return Report(run(study, methods, Path(out), announce=log, progress=draw), Path(out))

@@ -78,7 +78,7 @@ _EXTRAS = {
     "export": "onnx onnxscript",
     "predict": "onnxruntime",
     "serve": "fastapi prometheus_client pydantic python_multipart starlette uvicorn",
-    "study": "accelerate cleanlab huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn "
+    "study": "accelerate cleanlab huggingface_hub jinja2 matplotlib pandas peft pyarrow safetensors scipy sklearn "
     "threadpoolctl torch transformers yaml",
 }
 _EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}

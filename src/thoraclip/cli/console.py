@@ -9,20 +9,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from thoraclip.api.progress import Lines, Pace, stage
 from thoraclip.errors import printable
 from thoraclip.runs import is_main_process
 
 __all__ = ["ShownRows", "announce", "complain", "prepare_streams", "print_table", "progress_bar", "say", "shut"]
 
-_PLAIN_SECONDS = 10.0
-"""Where no person watches, one line in this many seconds."""
-_STAGE_WIDTH = 40
-"""Letters of the stage beside a bar."""
 _LONGEST = 12_000
 """Letters of a line; the middle of a longer one is left out."""
 _stages: list[str] = []
@@ -57,7 +53,7 @@ def complain(text: object) -> None:
 def announce(text: str) -> None:
     """One line on standard error on the state of the work; of several processes the first one speaks."""
     if is_main_process():
-        _stages[:] = [text.split(" (")[0][:_STAGE_WIDTH]]
+        _stages[:] = [stage(text)]
         complain(text)
 
 
@@ -98,54 +94,23 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
         return
     if not sys.stderr.isatty():
-        yield _PlainProgress()
+        yield Lines(announce).draw
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}")
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task: TaskID | None = None
-        began = (0.0, 0)
+        task, pace = bars.add_task("", visible=False, pace=""), Pace()
 
         def update(done: int, total: int) -> None:
-            nonlocal task, began
-            known = total or None
-            if task is None or done < bars.tasks[-1].completed or known != bars.tasks[-1].total:
-                if task is not None:
-                    bars.update(task, visible=False)
-                task, began = bars.add_task("", total=known, completed=done, rate=""), (time.monotonic(), done)
-            passed = time.monotonic() - began[0]
-            rate = f"images {(done - began[1]) / passed:.0f}/s" if passed > 0.5 else "images"
-            bars.update(task, completed=done, rate=rate, description=escape(_plain(_stages[0] if _stages else "")))
+            shown, named = bars.tasks[0], escape(_plain(_stages[0] if _stages else ""))
+            shown.total = total or None  # where `update` is given None, the former total stays
+            is_first, text = not shown.visible, pace(done, total)
+            bars.update(task, completed=done, pace=text, description=named, visible=True, refresh=is_first)
 
         yield update
-
-
-class _PlainProgress:
-    """A line at the end of each stage, and one in a while on the way."""
-
-    def __init__(self) -> None:
-        self._began = self._last = time.monotonic()
-        self._previous = self._first = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done < self._previous:
-            self._began, self._last, self._first = now, now, done
-        self._previous = done
-        if done >= total > 0 or now - self._last >= _PLAIN_SECONDS:
-            self._last = now
-            rate = (done - self._first) / max(now - self._began, 1e-9)
-            left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-            announce(f"images: {done}{f'/{total}' if total else ''}, {rate:.0f}/s{left}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> None:

@@ -14,6 +14,7 @@ from thoraclip.cli.console import announce, print_table, say
 from thoraclip.methods import METHODS
 
 if TYPE_CHECKING:
+    from thoraclip.api.results import Report
     from thoraclip.bundle.scoring import ScoringSummary
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
 
 
-def study(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+def study(content: Any, given: Mapping[str, Any]) -> None:
     """The main table and where the page is, or the plan; exit code 1 where a method failed."""
     if given["dry_run"]:
         _show_plan(content, as_json=given["json"])
@@ -209,7 +210,7 @@ def predictions(result: Any, given: Mapping[str, Any]) -> None:
     if result is None:
         return
     file, out = given["out"] / "predictions.parquet", given["out"]
-    announce(f"{len(result[0])} predictions -> {file}; judge them: thoraclip report {out} --out DIR")
+    announce(f"{len(result.predictions)} predictions -> {file}; judge them: thoraclip report {out} --out DIR")
 
 
 def list_settings(kind: str) -> None:
@@ -264,32 +265,13 @@ def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
     say(f"A map is no proof. Research use only, not for diagnosis. Sheet: {given['out']}")
 
 
-def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+def report(content: Report, given: Mapping[str, Any]) -> None:
     """The main table on standard output, and where the page is."""
-    metrics = {
-        "accuracy": "accuracy",
-        "macro_f1": "macro F1",
-        "macro_precision": "precision",
-        "macro_recall": "recall",
-        "auroc": "AUROC",
-        "ece": "ECE",
-    }
-    rows = []
-    for method in content["methods"]:
-        values = method.get("metrics") or {}
-        cells = [_cell(values.get(name)) for name in metrics] if values else ["failed", *[""] * (len(metrics) - 1)]
-        rows.append([method["name"], *cells])
-    print_table(["method", *metrics.values()], rows, title=f"{content.get('title', 'Report')}: %, with 95 % intervals")
+    header, *rows = content.rows()
+    print_table(header, rows, title=f"{content['title']}: %, with 95 % intervals")
     for sentence in content["reading"]:
         say(sentence)
     say(f"Research use only, not for diagnosis. Page: {given['out'] / 'report.html'}")
-
-
-def _cell(metric: dict[str, Any] | None) -> str:
-    if metric is None or metric.get("value") is None:
-        return "-"
-    text = f"{100 * metric['value']:.1f}"
-    return text if metric.get("low") is None else f"{text} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
 
 
 def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -10,10 +10,31 @@ from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS
 from thoraclip.pages import counted
 
-__all__ = ["ALPHA", "MAIN_METRIC", "listed", "points", "printed", "reading", "share", "verdict"]
+__all__ = [
+    "ALPHA",
+    "COLUMNS",
+    "MAIN_METRIC",
+    "listed",
+    "ordered",
+    "points",
+    "printed",
+    "ranked",
+    "reading",
+    "share",
+    "verdict",
+]
 
 MAIN_METRIC = "macro_f1"
 """Decides which method is best: every class counts the same, and so do both kinds of error."""
+COLUMNS = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "macro_precision": "Precision",
+    "macro_recall": "Recall",
+    "auroc": "AUROC",
+    "ece": "ECE",
+}
+"""The metrics of the main table, and their headings."""
 _TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
 FEW_GROUPS = 30
@@ -64,14 +85,14 @@ def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[
         0.05 or more, or unknown), beats_majority (in accuracy too: guessing at random already beats a constant
         answer in macro F1). On equal values the method named first is best.
     """
-    ranked = _ranked(methods)
-    best = ranked[0]["name"]
-    tied = [m["name"] for m in ranked[1:] if not _differs(versus(comparisons, best, m["name"]))]
+    real = ranked(methods)
+    best = real[0]["name"]
+    tied = [m["name"] for m in real[1:] if not _differs(versus(comparisons, best, m["name"]))]
     against = [versus(comparisons, best, MAJORITY, metric) for metric in (MAIN_METRIC, "accuracy")]
     return {
         "metric": MAIN_METRIC,
         "best": best,
-        "runner_up": ranked[1]["name"] if len(ranked) > 1 else None,
+        "runner_up": real[1]["name"] if len(real) > 1 else None,
         "tied": tied,
         "beats_majority": all(map(_exceeds, against)),
     }
@@ -94,10 +115,14 @@ def _exceeds(comparison: Mapping[str, Any]) -> bool:
     return _differs(comparison) and comparison["difference"] > 0
 
 
-def _ranked(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """All but the majority row, the best by macro F1 first."""
-    real = [m for m in methods if m["name"] != MAJORITY]
-    return sorted(real, key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
+def ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The best by macro F1 first, the majority row last."""
+    return sorted(methods, key=lambda m: (m["name"] == MAJORITY, -m["metrics"][MAIN_METRIC]["value"]))
+
+
+def ranked(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The same without the majority row."""
+    return [m for m in ordered(methods) if m["name"] != MAJORITY]
 
 
 def reading(report: Mapping[str, Any]) -> list[str]:
@@ -178,9 +203,9 @@ def _against_majority(report: Mapping[str, Any]) -> str:
 
 def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     """Of the best method that is not trivial against the best one that is."""
-    ranked = _ranked(report["methods"])
-    floor = next((m["name"] for m in ranked if m["kind"] == _TRIVIAL), None)
-    other = next((m["name"] for m in ranked if m["kind"] != _TRIVIAL), None)
+    real = ranked(report["methods"])
+    floor = next((m["name"] for m in real if m["kind"] == _TRIVIAL), None)
+    other = next((m["name"] for m in real if m["kind"] != _TRIVIAL), None)
     if floor is None or other is None:
         return []
     gain = versus(report["comparisons"], other, floor)

@@ -14,13 +14,23 @@ from markupsafe import Markup
 from thoraclip import imaging
 from thoraclip.dtypes import Greys
 from thoraclip.errors import InputError
-from thoraclip.evaluation import curve_figures, figures
+from thoraclip.evaluation import figures
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
 from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.reading import points, printed, probability, share, share_interval, versus
+from thoraclip.evaluation.reading import (
+    COLUMNS,
+    ordered,
+    points,
+    printed,
+    probability,
+    share,
+    share_interval,
+    versus,
+)
+from thoraclip.evaluation.report_figures import report_figures
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
 from thoraclip.evaluation.usefulness import RATE_NAMES
@@ -32,14 +42,6 @@ __all__ = ["Load", "audit_context", "escape_latex", "html_page", "latex_table", 
 Load = Callable[[Path], Greys]
 """File -> grey pixels u8[H, W]."""
 
-_COLUMNS = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "macro_precision": "Precision",
-    "macro_recall": "Recall",
-    "auroc": "AUROC",
-    "ece": "ECE",
-}
 _MORE_COLUMNS = {
     "balanced_accuracy": "Balanced accuracy",
     "weighted_f1": "Weighted F1",
@@ -56,7 +58,7 @@ _CLASS_COLUMNS = {
     "auroc": "AUROC",
     "average_precision": "Average precision",
 }
-_BESIDE_COLUMNS = {metric: _COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
+_BESIDE_COLUMNS = {metric: COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
 """Published metrics with a column beside the measured ones; the others stand in the footnote."""
 _AUDIT_ASKS = {
     "classifier": "What this classifier uses: its answers to altered images",
@@ -114,40 +116,9 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
     """The report as a self-contained page: inline style and figures, no script, no request; arguments as in
     `report.write_report`."""
     context = _context(report)
-    for entry in context["external"]:
-        methods = entry["methods"]
-        entry["figure"] = Markup(figures.dumbbell_figure(methods, entry["name"])) if methods else None
-    for name, audit in context["audits"].items():
-        audit["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
-    verdict, classes, ordered, trusted = report["verdict"], report["classes"], context["ordered"], context["trusted"]
-    real = [m for m in ordered if m["name"] != MAJORITY]
-    context["figures"] = verdict and {
-        "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
-        "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
-        "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
-        "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
-        "roc": [(label, Markup(curve_figures.roc_figure(real, label))) for label in classes],
-        **_useful_figures(report, context),
-    }
+    context["figures"] = {name: Markup(draw()) for name, draw in report_figures(report).items()}
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
     return _environment(html=True).get_template("report.html.j2").render(context)
-
-
-def _useful_figures(report: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, list[tuple[str, Markup]]]:
-    """`pr`, `net_benefit`, and `groups` of the best method: a figure for each class, where the report has them."""
-    images, useful, grouped = report["sample"]["images_per_class"], context["useful"], context["grouped"]
-    total = sum(images.values())
-    found: dict[str, list[tuple[str, Markup]]] = {"pr": [], "net_benefit": [], "groups": []}
-    for label in report["classes"]:
-        if useful:
-            found["pr"].append((label, Markup(curve_figures.pr_figure(useful, label, images[label] / total))))
-            found["net_benefit"].append((label, Markup(curve_figures.net_benefit_figure(useful, label))))
-        if grouped:
-            row = grouped[0]["per_class"][label]
-            overall = {"sensitivity": row["recall"], "specificity": row["specificity"]}
-            figure = curve_figures.groups_figure(grouped[0]["subgroups"], label, "predicted", overall)
-            found["groups"].append((label, Markup(figure)))
-    return found
 
 
 def markdown_page(report: Mapping[str, Any]) -> str:
@@ -187,15 +158,13 @@ def _environment(*, html: bool) -> Environment:
 
 
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
-    verdict = report["verdict"]
-    # the best macro F1 first, the majority row last
-    ordered = sorted(report["methods"], key=lambda m: (m["name"] == MAJORITY, -m["metrics"]["macro_f1"]["value"]))
-    settings = [m for m in (*ordered, *report["failed"]) if m["name"] != MAJORITY]
+    verdict, methods = report["verdict"], ordered(report["methods"])
+    settings = [m for m in (*methods, *report["failed"]) if m["name"] != MAJORITY]
     names = sorted({key for m in settings for key in m["settings"]} - {"model", "geometry"})
     beside = _beside(report, [m["name"] for m in settings])
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
-    best = next((m for m in ordered if verdict and m["name"] == verdict["best"]), None)
-    others = [m["name"] for m in ordered if best and m is not best]
+    best = next((m for m in methods if verdict and m["name"] == verdict["best"]), None)
+    others = [m["name"] for m in methods if best and m is not best]
     versus_best = [
         {"name": name, **{metric: versus(report["comparisons"], verdict["best"], name, metric) for metric in pairs}}
         for name in others
@@ -206,27 +175,28 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "title": report["title"],
         "reading": report["reading"],
         "verdict": verdict,
-        "ordered": ordered,
+        "ordered": methods,
         "majority": MAJORITY,
         "best": best,
-        "columns": _COLUMNS,
+        "columns": COLUMNS,
         "more_columns": _MORE_COLUMNS,
         "class_columns": _CLASS_COLUMNS,
         "metrics": METRICS,
         "not_shares": _NOT_SHARES,
         "pairs": pairs,
-        "several_seeds": any("per_seed" in m["metrics"]["macro_f1"] for m in ordered),
+        "several_seeds": any("per_seed" in m["metrics"]["macro_f1"] for m in methods),
         "beside": beside,
         "beside_columns": _BESIDE_COLUMNS,
         "published_columns": PUBLISHED_METRICS,
         "outside": [row for row in report["published"] if row.get("of") not in beside],
         "versus_best": versus_best,
+        "encoders": report.get("encoders"),
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
-        "trusted": [m for m in ordered if m.get("trust")],
-        "useful": [m for m in ordered if m.get("predictive_values")],
-        "grouped": [m for m in ordered if m.get("subgroups")],
+        "trusted": [m for m in methods if m.get("trust")],
+        "useful": [m for m in methods if m.get("predictive_values")],
+        "grouped": [m for m in methods if m.get("subgroups")],
         "group_points": POINTS,
         "rate_names": RATE_NAMES,
         "benefit_at": _BENEFIT_AT,
@@ -255,7 +225,7 @@ def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[d
     for number, row in enumerate(rows):
         mark = string.ascii_lowercase[number % 26] * (number // 26 + 1)
         rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
-        values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
+        values = ", ".join(f"{COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
         footnote = "; ".join(filter(None, (row["name"], row["source"] or "source not given", row["note"], values)))
         found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": footnote})
     return found

@@ -32,7 +32,7 @@ from thoraclip.runs import write_json, write_text, writes, written_together
 if TYPE_CHECKING:
     from thoraclip.evaluation.render import Load
 
-__all__ = ["NOT_AUDITED", "RESAMPLES", "MethodResult", "judge", "with_audits", "write_report"]
+__all__ = ["NOT_AUDITED", "RESAMPLES", "MethodResult", "judge", "method_metrics", "with_audits", "write_report"]
 
 RESAMPLES = 2000
 """Of patients or images, for the intervals."""
@@ -122,6 +122,19 @@ def judge(
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
     return dict(plain(report))
+
+
+def method_metrics(method: MethodResult, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Metric -> value with its interval, as in the report of one method alone; see `judge`.
+
+    Raises:
+        ManifestError: the predictions have no labelled test row.
+    """
+    aligned = align([method])
+    drawn = _replicates(aligned.scored, aligned, resamples, seed) if aligned.group_count > 1 else {}
+    tables, replicates = aligned.scored[method.name], drawn.get(method.name, [])
+    entry = method_entry(method.name, method.kind, tables, aligned, replicates, trained=method.is_trained)
+    return dict(plain(entry["metrics"]))
 
 
 def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

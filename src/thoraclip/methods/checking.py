@@ -17,7 +17,7 @@ from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.running import require_folds
-from thoraclip.models.architectures import find_architecture
+from thoraclip.models.architectures import ARCHITECTURES, find_architecture
 from thoraclip.models.files import (
     Checkpoint,
     locate,
@@ -32,7 +32,7 @@ from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["check_method", "check_model"]
+__all__ = ["check_method", "check_model", "has_text"]
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -86,6 +86,25 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
         from thoraclip.models.lora import check_lora  # with torch
 
         check_lora(config.model, config.lora)
+
+
+def has_text(name: str) -> bool:
+    """False for a model whose type is known as a vision tower without texts; the small files of one on the Hub alone
+    are fetched.
+
+    A model that cannot be read counts as one with texts: `check_model` says what is wrong with it.
+    """
+    try:
+        folder = stored_folder(name)
+        if folder is None:
+            from thoraclip.models.checkpoint import find_checkpoint  # with torch
+
+            model_type = find_checkpoint(name).config.model_type
+        else:
+            model_type = read_json(folder / "config.json", error=ModelError).get("model_type")
+    except (ModelError, AttributeError):
+        return True
+    return model_type not in ARCHITECTURES or ARCHITECTURES[model_type].has_text
 
 
 def check_model(

@@ -39,7 +39,7 @@ from thoraclip.models.files import adapter_folders
 from thoraclip.runs import digest, fold_folder, require_room
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
-from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, training_notes
+from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, study_notes
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
@@ -125,7 +125,7 @@ def plan_study(
         "images": len(planner.manifest),
         "runs": [dataclasses.asdict(row) for row in rows],
         "stages": [dataclasses.asdict(row) for row in stages],
-        "notes": training_notes(methods, planner.manifest),
+        "notes": study_notes(config, methods, planner.manifest),
         "totals": {
             "images_encoded": sum(row.images_encoded for row in every),
             "images_trained": sum(row.images_trained for row in every),

@@ -14,6 +14,7 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ThoraclipError
+from thoraclip.evaluation.encoders import with_encoders
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.evaluation.results import empty_adapters
@@ -34,6 +35,7 @@ from thoraclip.runs import (
     written_together,
 )
 from thoraclip.study.checking import check_study
+from thoraclip.study.crossing import encoder_costs, short_names
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import (
     CAPTIONS,
@@ -41,8 +43,8 @@ from thoraclip.study.settings import (
     Study,
     StudyConfig,
     build_entries,
+    study_notes,
     study_toml,
-    training_notes,
 )
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_validation, write_predictions
@@ -81,7 +83,7 @@ def run_study(
     torn = _torn_pictures(manifest)
     if torn:
         announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
-    for note in training_notes(methods, manifest):
+    for note in study_notes(config, methods, manifest):
         announce(f"note: {note}")
     outside = prepare_sets(study) if config.external else []
     hashes = {f"external {result.name}": images.fingerprint for images, result in outside}
@@ -124,6 +126,8 @@ def run_study(
         notes=[note for m in methods for note in empty_adapters(m.name, [folder for *_, folder in m.runs(out)])],
     )
     remove_tokens(out / "pixels")
+    if crossed := [method for method in methods if method.head]:
+        report = _with_encoders(study, crossed, report)
     shown: dict[str, Any] = {"image_paths": manifest.paths_by_id(), "load": picture_loader(manifest)}
     with written_together(out, "report"):
         _write_best(out, results, report)
@@ -218,6 +222,15 @@ def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
         details=details,
         is_trained=method.is_trained,
     )
+
+
+def _with_encoders(study: Study, crossed: Sequence[MethodEntry], report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with its table of encoders and heads, of the methods that did not fail."""
+    judged, short = {row["name"] for row in report["methods"]}, short_names(study.config.models)
+    cells = {m.name: (m.head, short[m.config.model]) for m in crossed if m.name in judged}
+    study.log("costs of the encoders")
+    configs = {short[method.config.model]: method.config for method in crossed if method.name in cells}
+    return with_encoders(report, cells, encoder_costs(configs, study.out))
 
 
 def _settings(method: MethodEntry) -> dict[str, str]:

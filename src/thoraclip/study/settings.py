@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
+from thoraclip.methods.checking import has_text
 from thoraclip.ranges import (
     AnyBatchSize,
     FoldCount,
@@ -33,6 +34,7 @@ from thoraclip.ranges import (
     conform,
 )
 from thoraclip.runs import Progress
+from thoraclip.study.crossing import cross
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
 from thoraclip.study.names import folder_name, require_name
 from thoraclip.tables.manifest import Manifest
@@ -86,6 +88,8 @@ class StudyConfig(ImageSource):
     """Headline of the report."""
     model: str = "tiny-clip"
     """Dual encoder of every method that does not name its own; openai/clip-vit-base-patch32 for real work."""
+    models: tuple[str, ...] = ()
+    """Several encoders in place of `model`: every method that names no model of its own runs with each."""
     adapter: str = ""
     """PEFT adapter folder merged into the model; empty for none."""
     captions: str = ""
@@ -142,6 +146,11 @@ class StudyConfig(ImageSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.models and self.adapter:
+            raise ConfigError(
+                f"adapter = '{self.adapter}' belongs to one encoder, and models = {list(self.models)}; name both "
+                "the adapter and its model in a [[methods]] table"
+            )
         if not self.seeds:
             raise ConfigError("seeds = []: one whole number or more is needed")
         if self.captioner:
@@ -172,6 +181,7 @@ class MethodEntry:
     folder: str  # its name below `runs/`
     seeds: tuple[int, ...] = ()  # of its runs; `()` for a method without one
     after: MethodEntry | None = None  # the fine-tuning whose adapters it uses, those of the same seed
+    head: str = ""  # of a method that a study runs with several encoders: its name without the encoder's
 
     def runs(self, out: Path) -> list[tuple[int | None, Any, Path]]:
         """(seed, config, run folder) of every run of the study in `out`."""
@@ -201,7 +211,18 @@ class MethodEntry:
         return own / f"seed-{seed}" if len(self.seeds) > 1 else own
 
 
-def training_notes(methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
+def study_notes(config: StudyConfig, methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
+    """Which encoders a method leaves out, and what a study that trains once cannot say."""
+    heads = dict.fromkeys(method.head for method in methods if method.head)
+    notes = [
+        f"{head}: compares images with texts, so it leaves out {', '.join(left_out)}, which have no text tower"
+        for head in heads
+        if (left_out := sorted(set(config.models) - {m.config.model for m in methods if m.head == head}))
+    ]
+    return notes + _training_notes(methods, manifest)
+
+
+def _training_notes(methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
     """What a study that trains once cannot say: `[]` with several seeds, folds, or nothing that is trained."""
     trained = [method for method in methods if method.seeds]
     if not trained or len(trained[0].seeds) > 1 or any(fold is not None for fold in manifest.column("fold")):
@@ -297,14 +318,20 @@ def _names(config: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
 
 
-def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
+def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """The paths among some settings that lie beside the study file."""
-    named = {name: content[name] for name in _PATHS if isinstance(content.get(name), str) and content[name]}
-    return {
-        name: str(source.parent / value)
-        for name, value in named.items()
-        if os.path.exists(source.parent / value)  # noqa: PTH110, never an error
+
+    def beside(value: str) -> str:
+        place = source.parent / value
+        return str(place) if os.path.exists(place) else value  # noqa: PTH110, never an error
+
+    named: dict[str, Any] = {
+        name: beside(content[name]) for name in _PATHS if isinstance(content.get(name), str) and content[name]
     }
+    models = content.get("models")
+    if isinstance(models, list) and all(isinstance(model, str) and model for model in models):
+        named["models"] = [beside(model) for model in models]
+    return named
 
 
 def build_entries(
@@ -318,9 +345,12 @@ def build_entries(
         loose: `--set` values that are no settings of the study itself.
         where: begins every message.
     """
-    methods, taken = list[MethodEntry](), set[str]()
-    for number, entry in enumerate(_with_followers(entries, where), start=1):
+    methods, taken, left_out = list[MethodEntry](), set[str](), set[str]()
+    settings = {kind: frozenset(_names(method.config_type)) for kind, method in METHODS.items()}
+    crossed = cross(entries, study.models, settings, where)
+    for number, entry in enumerate(_with_followers(crossed, where), start=1):
         values = dict(entry)
+        head = values.pop("head", "")
         kind = values.pop("kind", None)
         if not isinstance(kind, str):
             raise ConfigError(
@@ -329,7 +359,10 @@ def build_entries(
         name = values.pop("name", kind)
         require_name(name, f"{where}, method {number}")
         method, place = find_method(kind), f"{where}, method '{name}'"
-        known = _names(method.config_type)
+        known = settings[kind]
+        if head and values.get("after") in left_out:
+            left_out.add(name)
+            continue
         after = _find_training(values.pop("after", None), methods, known, place)
         shared = {n: getattr(study, n) for n in _SHARED if n in known}
         if study.captioner and "captions" in known:
@@ -340,14 +373,22 @@ def build_entries(
             shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known & _names(after.config)}
         given = {n: v for n, v in loose.items() if n in known}
         config = build_config(method.config_type, shared | values | given, where=place)
+        if head and config.reads_texts and not has_text(config.model):
+            left_out.add(name)
+            continue
         seeds = study.seeds if method.is_seeded or after else ()
         folder = folder_name(name, taken)
         taken.add(folder)
-        methods.append(MethodEntry(name, kind, config, folder, seeds, after))
-    known = _names(StudyConfig).union(*(_names(method.config) for method in methods))
-    unknown = sorted(set(loose) - known)
+        methods.append(MethodEntry(name, kind, config, folder, seeds, after, head))
+    if not methods:
+        raise ConfigError(
+            f"{where}: every method compares images with texts, and none of models = {list(study.models)} has a text "
+            'tower; add a [[methods]] table of kind = "probe"'
+        )
+    every = _names(StudyConfig).union(*(_names(method.config) for method in methods))
+    unknown = sorted(set(loose) - every)
     if unknown:
-        raise ConfigError("; ".join(f"--set: unknown setting '{n}'{did_you_mean(n, known)}" for n in unknown))
+        raise ConfigError("; ".join(f"--set: unknown setting '{n}'{did_you_mean(n, every)}" for n in unknown))
     names = Counter(m.name for m in methods)
     if max(names.values()) > 1:
         raise ConfigError(
@@ -356,7 +397,7 @@ def build_entries(
     return methods
 
 
-def _with_followers(entries: Sequence[Mapping[str, Any]], where: str) -> Iterator[Mapping[str, Any]]:
+def _with_followers(entries: Iterable[Mapping[str, Any]], where: str) -> Iterator[Mapping[str, Any]]:
     """Every entry; behind one with `then = KIND` comes the entry that this stands for."""
     for entry in entries:
         values = dict(entry)
@@ -368,7 +409,8 @@ def _with_followers(entries: Sequence[Mapping[str, Any]], where: str) -> Iterato
                 raise ConfigError(
                     f"{where}, method '{name}': then = {then!r} must be the kind of a method, such as probe"
                 )
-            yield {"name": f"{name}, then {then}", "kind": then, "after": name}
+            head = {"head": f"{values['head']}, then {then}"} if "head" in values else {}
+            yield {"name": f"{name}, then {then}", "kind": then, "after": name, **head}
 
 
 def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[str], where: str) -> MethodEntry | None:
@@ -392,6 +434,7 @@ def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     for method in methods:
         skip = ("seed",) if method.seeds else ()
         after = f"after = {toml_value(method.after.name)}\n" if method.after else ""
+        after += f"head = {toml_value(method.head)}\n" if method.head else ""
         text += (
             f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = "
             f"{toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
