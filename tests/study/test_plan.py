@@ -7,12 +7,14 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.checkpoints import save_blip
 from tests.conftest import files
 
+from thoraclip import disk
 from thoraclip.cli import show
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
@@ -188,6 +190,30 @@ def test_times_are_counts_times_what_a_batch_took(study_file: Path, tmp_path: Pa
     best, _ = read_study(study_file, {"audit": "best", "audit_images": 5})
     one = next(row for row in plan_study(best, methods, tmp_path / "out")["stages"] if row["name"] == "audit")
     assert one["images_encoded"] == 5 * len(VIEWS), "which one is the best is not known: the last one stands for it"
+
+
+@pytest.mark.usefixtures("untimed")
+def test_the_room_for_tokens_is_said_and_a_disk_without_it_is_an_error(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 images in two augmented views and as they are: 17 tokens of 16 fp32 numbers each."""
+    rows = """manifest = "m.parquet"\nmodel = "clip"\nprecision = "fp32"\naudit = "none"
+[[methods]]\nname = "some"\nkind = "finetune"\nlora_blocks = 1\nprefix_views = 2\nbatch_size = 4
+[[methods]]\nname = "all"\nkind = "finetune"\nbatch_size = 4
+[[methods]]\nname = "uncached"\nkind = "finetune"\nlora_blocks = 1\nprefix_views = 0\nbatch_size = 4
+"""
+    study_file.write_text(rows)
+
+    def plan() -> list[dict[str, Any]]:
+        return plan_study(*read_study(study_file, {}), tmp_path / "out")["runs"]
+
+    some, every, uncached = plan()
+    assert [row["token_bytes"] for row in (some, every, uncached)] == [24 * 3 * 17 * 16 * 4, 0, 0]
+    assert some["images_encoded"] == every["images_encoded"] + 3 * 24 and some["error"] is None
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=some["token_bytes"]))
+    full, every, _ = plan()
+    assert "the cache of tokens needs 0.0 GB and the disk has 0.0 GB left; lower prefix_views" in full["error"]
+    assert every["error"] is None
 
 
 @pytest.mark.usefixtures("untimed")

@@ -93,18 +93,14 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
                 f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
             )
 
-        if not self.reads_texts:
-            for name, without, instead in (
-                ("captions", not self.captions, "leave it out"),
-                ("towers", self.towers != "text", "set it to vision"),
-                ("projections", self.projections != "train", "set it to freeze"),
-                ("select", self.select != "zeroshot", "set it to auto"),
-            ):
-                if not without:
-                    raise ConfigError(
-                        f"{name} = '{getattr(self, name)}': loss = '{self.loss}' reads no texts and tunes the vision "
-                        f"tower alone; {instead}, or choose another loss"
-                    )
+        own = {"towers": "text", "projections": "train", "select": "zeroshot"}  # of losses on texts alone
+        stated = [name for name, value in own.items() if getattr(self, name) == value]
+        if not self.reads_texts and (self.captions or stated):
+            name = "captions" if self.captions else stated[0]
+            raise ConfigError(
+                f"{name} = '{getattr(self, name)}': loss = '{self.loss}' reads no texts and tunes the vision tower "
+                "alone; leave it out, or choose another loss"
+            )
 
     @property
     def reads_texts(self) -> bool:
@@ -160,12 +156,8 @@ def run(config: Config, context: RunContext) -> MethodOutput | None:
 def _train(training: FoldTraining[Config]) -> Sequence[Path]:
     """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`, and the head of a
     loss without texts. Returns the folders of cached tokens."""
-    config, part, folder = training.config, training.part, training.folder
-    step = _prepare(training)
-    tuned, validated = step.tuned, "zero-shot" if config.reads_texts else "linear head"
-    optimizer = _optimizer(config, step)
-    state = step.state if isinstance(step, LabelStep) else step.parameters
-    steps = Steps(training, training.sampler(), optimizer, state)
+    config, part, folder, step = training.config, training.part, training.folder, _prepare(training)
+    tuned, steps = step.tuned, Steps(training, training.sampler(), _optimizer(config, step), step.state)
     if isinstance(step, LabelStep) and not steps.progress.rows:
         step.begin(part.train, part.val, config.class_weight)
 
@@ -177,14 +169,13 @@ def _train(training: FoldTraining[Config]) -> Sequence[Path]:
         if LOSSES[config.loss].has_bias and tuned.bias == 0:
             # before the first step: begin where the mean logit is zero, not deep in saturation
             tuned.centre_bias(values["val_mean_cosine"])
-        by_probe = config.select == "probe"
-        criterion = values["val_probe_macro_f1" if by_probe else "val_macro_f1"]
+        criterion = values["val_probe_macro_f1" if config.select == "probe" else "val_macro_f1"]
         steps.keep_best(None if config.select == "last" else criterion)
 
     progress = steps.run(step, validate)
     note = {"loss": config.loss}
     if training.group.is_main:
-        training.write_curve(progress, validated=validated)
+        training.write_curve(progress, validated="zero-shot" if config.reads_texts else "linear head")
         tuned.save(folder / "last", training.note(progress, progress.step) | note)
     steps.restore_best()
     if isinstance(step, LabelStep):

@@ -52,6 +52,11 @@ class ImageStep:
         """Those that are trained, by name."""
         return {**self.tuned.encoder_parameters, **self.loss_parameters}
 
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Every tensor that a checkpoint needs."""
+        return self.parameters
+
     def _end_batch(self) -> None:
         """Sum the gradients over the processes, and end the batch's dropout."""
         self.group.combine(self.tuned.encoder_parameters.values(), self.loss_parameters.values())

@@ -78,7 +78,7 @@ class LabelStep(ImageStep):
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """Every tensor that a checkpoint needs."""
+        """See `ImageStep`; the head's mean and scale are fixed at the first step."""
         own = {f"head.{name}": tensor for name, tensor in self.head.tensors.items()} if self.head else {}
         return {**self.parameters, **own}
 
