@@ -87,6 +87,12 @@ def test_a_text_tower_that_is_not_trained_is_encoded_once(tmp_path: Path, monkey
     assert difference(gradients(with_settings(contrast, chunk_size=BATCH)), first) < 1e-5
     calls.clear()
     assert difference(gradients(contrast), first) == 0 and calls == []
+    prompts = [("one", "two"), ("three",), ("four",)]
+    values = contrast.validate(ROWS, prompts)
+    calls.clear()
+    assert contrast.validate(ROWS, prompts) == values and calls == []
+    contrast.validate(ROWS, prompts[::-1])
+    assert calls != [], "other prompts are others"
     vectors = contrast.encoder.encode_texts(contrast.texts.texts)
     np.testing.assert_allclose(contrast._frozen_texts, vectors, atol=1e-6)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -144,10 +145,21 @@ class ContrastiveStep(ImageStep):
 
         return loss
 
+    def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> npt.NDArray[np.float64]:
+        """f64[C, P] of the prompts of each class, encoded once where the text side is not trained."""
+        if self.tuned.trains_text or prompts not in self._kept_vectors:
+            vectors = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+            self._kept_vectors[prompts] = vectors
+        return self._kept_vectors[prompts]
+
+    @cached_property
+    def _kept_vectors(self) -> dict[tuple[tuple[str, ...], ...], npt.NDArray[np.float64]]:
+        return {}
+
     def validate(self, rows: Rows, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
         _, projected = self._encode(rows)
-        vectors = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+        vectors = self._class_vectors(tuple(map(tuple, prompts)))
         cosine = projected.astype(np.float64) @ vectors.T
         predicted, target = cosine.argmax(axis=1), self.targets[rows]
         return {

@@ -134,7 +134,8 @@ def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.ND
         )
         make_folder(root)
         remedy = "name a folder on another disk with --pixels, lower prefix_views, or set it to 0"
-        require_room(root, size, "the cache of tokens", remedy)
+        begun = sum(part.stat().st_size for view in missing for part in folders[view].glob("*.part"))
+        require_room(root, size - begun, "the cache of tokens", remedy)
     group.wait()
     arrays = {}
     for view, rows in views.items():

@@ -80,7 +80,9 @@ class FrozenPrefix:
     def image_features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, D] -> as `VisionEncoder.image_features`, with gradient."""
         side = self.encoder.preprocess.size
-        blank = torch.zeros(1, device=tokens.device).expand(len(tokens), 3, side, side)  # its embedding is passed over
+        # its embedding is passed over, so that one image is enough where the tower does not make a mask of it
+        count = len(tokens) if self.encoder.architecture.patchified else 1
+        blank = torch.zeros(1, device=tokens.device).expand(count, 3, side, side)
         with _replaced(self.blocks[: self.count], lambda *_, **__: tokens):
             return self.encoder.image_features(blank)
 
