@@ -1,7 +1,7 @@
 """The public names and where they are; `__init__.py` loads each when it is first used."""
 
 from .api.data import card, check, index, overlap, phantom, select, split
-from .api.deployment import export, predict, serve
+from .api.deployment import export, merge, predict, serve
 from .api.judgement import audit, explain, report
 from .api.methods import MethodFunction, caption, embed
 from .api.results import Report, Run
@@ -58,6 +58,7 @@ __all__ = [
     "index",
     "load_dual_encoder",
     "load_prompts",
+    "merge",
     "open_bundle",
     "overlap",
     "phantom",

@@ -15,6 +15,7 @@ import pytest
 import torch
 from tests.bundle.conftest import Workshop
 from tests.conftest import files
+from tests.evaluation.cards import load_card
 
 from thoraclip.bundle import export, onnx, parity
 from thoraclip.bundle.export import export_bundle, require_place
@@ -241,6 +242,8 @@ def test_the_card_says_what_was_measured(workshop: Workshop) -> None:
         assert "Research use only, not for diagnosis" in card
         assert f"{100 * told['test']['accuracy']['value']:.1f} [" in card
         assert f"{told['fp32']['images']} test images" in card
+        tags = load_card(workshop.bundle(name)).data.tags
+        assert "onnx" in tags and name.partition("-")[0] in tags
     card, told = read("probe", int8=True)
     assert f"{told['int8']['other_answers']} of {told['int8']['images']} test images get another answer" in card
     assert "95 % interval" in card and "None" not in card and "undefined" not in card.lower()

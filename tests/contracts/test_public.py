@@ -31,7 +31,7 @@ PANELS = {
     "Data": ("index", "check", "select", "split", "overlap", "card", "phantom"),
     "Methods": ("caption", "embed", "zeroshot", "finetune", "baseline", "probe", "trivial"),
     "Judgement": ("report", "audit", "explain"),
-    "Deployment": ("export", "predict", "serve"),
+    "Deployment": ("merge", "export", "predict", "serve"),
 }
 NAMES = tuple(command.title for command in COMMANDS)
 
@@ -73,7 +73,7 @@ def _call(function: Any, place: Any, values: dict[str, Any]) -> str:
 READERS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("decode", "open_bundle", "read_captions", "read_embeddings", "read_manifest")},
     "split": {"folds": 3},
-    **{name: {} for name in ("read_predictions", "probe", "trivial", "check", "audit", "export", "report")},
+    **{name: {} for name in ("read_predictions", "probe", "trivial", "check", "audit", "export", "merge", "report")},
     "read_study": {"settings": {}},
     "run_study": {},
     "embed": {"model": "tiny-clip"},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import ModelCard
 
 from thoraclip.cards import data_facts
 from thoraclip.cards.model_card import TrainedRun, base_model, model_card
@@ -62,6 +64,24 @@ def trained(
         kind="other", config=config or Config(), predictions=predictions, details=details,
         data=data_facts(Manifest.from_rows(rows, Path("nowhere"))), images=Path("nowhere"), provenance=PROVENANCE,
     )  # fmt: skip
+
+
+def load_card(folder: Path) -> ModelCard:
+    """The card in a folder, as the Hub's own library reads it; its front matter is valid."""
+    card = ModelCard.load(folder / "README.md")
+    data = card.data.to_dict()
+    assert data["license"] in {"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "other", "unknown"}
+    assert ("license_name" in data) is (data["license"] == "other")
+    assert data["library_name"] in {"thoraclip", "transformers"}
+    assert data["pipeline_tag"] in {"image-classification", "zero-shot-image-classification"}
+    assert {"chest-x-ray", "research-only"} <= set(data["tags"]) and len(set(data["tags"])) == len(data["tags"])
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", data.get("base_model", "owner/name")), "a Hub id, or none"
+    assert ("base_model_relation" not in data) or "base_model" in data
+    results = card.data.eval_results or []
+    assert all(isinstance(one.metric_value, float) and 0 <= one.metric_value <= 1 for one in results)
+    assert len({one.metric_type for one in results}) == len(results) == len(data.get("metrics", []))
+    assert "Research use only, not for diagnosis" in card.text and not card.text.lstrip().startswith("---")
+    return card
 
 
 def card_of(run: TrainedRun, **facts: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from tests.checkpoints import TINY
+from tests.evaluation.cards import load_card
 
 from thoraclip.methods import METHODS
 from thoraclip.methods.embed import cached_embeddings
@@ -64,7 +65,7 @@ def test_what_is_trained_gets_a_card_and_the_same_run_the_same_bytes(
     _, second = run(kind, manifest, tmp_path / "elsewhere" / "b", **model)
     assert first == second
     assert str(tmp_path) not in first and "elsewhere" not in first
-    card = ModelCard(first)
+    card = load_card(tmp_path / "a")
     accuracy = next(one for one in card.data.eval_results if one.metric_type == "accuracy")
     judged = predictions.judged()
     assert accuracy.metric_value == pytest.approx((judged.scores.argmax(axis=1) == judged.target).mean(), abs=5e-5)

@@ -1,4 +1,4 @@
-"""Panel Deployment: export, predict and serve."""
+"""Panel Deployment: merge, export, predict and serve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,52 @@ if TYPE_CHECKING:
     Files = str | Path | Sequence[str | Path]
     Output = str | Path | IO[bytes]
 
-__all__ = ["export", "predict", "serve"]
+__all__ = ["export", "merge", "predict", "serve"]
+
+
+@checked
+@writes()
+def merge(
+    run: File,
+    *,
+    out: File,
+    fold: FoldNumber | None = None,
+    manifest: Images | None = None,
+    images: SampleSize = 64,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> dict[str, Any]:
+    """Make a plain Transformers folder of a run. It is written only if it is shown to be the same classifier.
+
+    A run of finetune or zeroshot becomes its dual encoder with the adapter merged; a probe or baseline becomes an image
+    classifier, where the architecture has one that reads the same feature.
+
+    Args:
+        run: folder of a finished run that keeps its classifier.
+        out: folder of the model; a merged model that is there is replaced once the new one is whole.
+        fold: fold whose classifier is merged; default: the first, or the split's.
+        manifest: the images that the run ran on; default: the file that it read, or one in a folder above the run's.
+        images: most test images on which it is compared with the run.
+        progress, announce: see `thoraclip.api`.
+
+    Returns:
+        `architecture`, the Transformers class; `fold`; and how far the folder is from the run: `images`,
+        `largest_difference` and `largest_logit`, `grey_difference`, `other_answers`.
+
+    Raises:
+        InputError: no plain folder says what the run does; the message names what does.
+        ParityError: the folder does not reproduce the run; nothing is written.
+    """
+    from thoraclip.methods.predictors import find_manifest, read_run
+
+    finished = read_run(Path(run))
+
+    from thoraclip.methods.merge import merge_run, require_mergeable
+
+    require_mergeable(finished, Path(out))
+    given = find_manifest(finished) if manifest is None else read_images(manifest)
+    draw, log = hooks(progress, announce)
+    return merge_run(finished, given, Path(out), fold=fold, images=images, progress=draw, announce=log)
 
 
 @checked

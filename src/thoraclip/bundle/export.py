@@ -23,7 +23,7 @@ from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.bundle.parity import ModelSession
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
 from thoraclip.bundle.seal import FACTS, others_in, seal
-from thoraclip.cards.bundle_card import bundle_card
+from thoraclip.cards.derived_card import JudgedRun, bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError, InputError
@@ -152,17 +152,26 @@ def _finish(
     parity["run"] = proof.compare_scores(own_scores, test_scores)
     write_json(part / FACTS, facts)
     write_json(part / layout.PARITY, parity)
+    run = JudgedRun(
+        name=original.name,
+        kind=original.kind,
+        model=original.model,
+        fold=original.fold,
+        has_learned=original.has_learned,
+        predictions=original.predictions,
+        images=original.manifest.root,
+        count=len(original.manifest),
+        fingerprint=original.manifest.fingerprint,
+    )
     card = bundle_card(
         facts,
         parity,
+        run,
         limits={
             "fp32_tolerance": proof.FP32_TOLERANCE,
             "int8_flips": proof.INT8_FLIPS,
             "int8_accuracy": proof.INT8_ACCURACY,
         },
-        kind=original.kind,
-        model=original.model,
-        predictions=original.predictions,
         counts={"train": len(original.train), "val": len(original.val), "alike": len(original.alike)},
     )
     write_text(part / layout.CARD, card)

@@ -103,14 +103,12 @@ def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
 
 
 def _of_encoder(classifier: EncoderClassifier) -> tuple[nn.Module, nn.Module]:
-    encoder, head = classifier.encoder, classifier.head
+    encoder = classifier.encoder
     model = copy.deepcopy(encoder.model).cpu()
     if "text" in encoder.towers:
         del model.text_model
     moved = replace(encoder, model=model, device=torch.device("cpu"), precision="fp32")
-    scale = head.scale.astype(np.float64)
-    weight = head.weight.astype(np.float64) / scale  # W (x - mean) / scale + b, as one product
-    bias = head.bias.astype(np.float64) - weight @ head.mean.astype(np.float64)
+    weight, bias = classifier.head.folded()
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(weight))

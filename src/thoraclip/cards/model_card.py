@@ -11,27 +11,24 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment
 
-from thoraclip.cards.croissant import NOT_STATED
+from thoraclip.cards.front_matter import HUB_METRICS, HubFacts, card_text, data_set, shared_licence
 from thoraclip.config import field_help, toml_value
-from thoraclip.documents import kept_json
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, share, share_interval, versus
 from thoraclip.evaluation.report import RESAMPLES, judge, plain
 from thoraclip.evaluation.results import MAJORITY, MethodResult
-from thoraclip.pages import counted, environment, without_gaps
+from thoraclip.pages import environment
 from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions
 
 __all__ = [
     "BASE_MODELS",
-    "HUB_METRICS",
     "BaseModel",
     "TrainedRun",
     "base_model",
@@ -44,16 +41,6 @@ __all__ = [
 _Files = Mapping[int | None, list[str]]
 _FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
-HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
-    "accuracy": ("accuracy", None),
-    "macro_f1": ("f1", {"average": "macro"}),
-    "macro_precision": ("precision", {"average": "macro"}),
-    "macro_recall": ("recall", {"average": "macro"}),
-    "auroc": ("roc_auc", {"average": "macro", "multi_class": "ovr"}),
-    "ece": ("ece", None),
-}
-"""Our name -> the Hub's name of a metric, and the arguments that it is computed with there."""
-
 _REPORTED = "as commonly reported; check at the source"
 BASE_MODELS: Mapping[str, tuple[str | None, str]] = {
     "tiny-clip": ("apache-2.0", "shipped with ThoraCLIP"),
@@ -131,7 +118,7 @@ def write_model_card(folder: Path, run: TrainedRun) -> None:
     """Write `README.md` into the folder of a run whose weights are there."""
     model = getattr(run.config, "model", "")
     base = base_model(model) if model else None
-    write_text(folder / "README.md", model_card(run, base, _model_files(folder, run), _data_set(run.images)))
+    write_text(folder / "README.md", model_card(run, base, _model_files(folder, run), data_set(run.images)))
 
 
 def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: dict[str, str]) -> str:
@@ -144,7 +131,7 @@ def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: di
         about: what is known of the data set: any of `name`, `license`, `url`, `citeAs`.
     """
     name = f"ThoraCLIP {run.kind}" + (f" on {base.name}" if base else "")
-    licence = _licence(base, about.get("license"))
+    licence = shared_licence(base.licence if base else "", about.get("license"))
     report, why = judge_run(name, run.kind, run.predictions)
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
@@ -173,16 +160,17 @@ def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: di
         lead=versus(report["comparisons"], name, MAJORITY, "accuracy") if report else None,
         own_words=cards.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
     )
-    front = _front_matter(run, report, base, licence, files, about)
-    return f"---\n{front}\n---\n\n{without_gaps(body).strip()}\n"
-
-
-def _licence(base: BaseModel | None, data: str | None) -> str:
-    """The Hub's identifier for the weights: they stand under the base's terms and the data's at once."""
-    if data is None or (base and base.licence is None):
-        return "unknown"
-    identifier = data.lower().replace(" ", "-")
-    return identifier if base and base.licence == identifier else "other"
+    is_adapter = any(file.endswith("adapter/") for of_fold in files.values() for file in of_fold)
+    hub = HubFacts(
+        hub_id=base.hub_id if base else None,
+        licence=licence,
+        about=about,
+        images=run.data["images"],
+        fingerprint=run.data["fingerprints"]["manifest"],
+        tags=(run.kind, *(("lora", "peft") if is_adapter else ())),
+        relation="adapter" if is_adapter else None,
+    )
+    return card_text(hub, report, body)
 
 
 def card_environment() -> Environment:
@@ -213,17 +201,6 @@ def _declared_licence(card: Path) -> str | None:
         return None
     declared = isinstance(found, str) and re.fullmatch(r"[a-z0-9.+-]+", found) and found not in {"unknown", "other"}
     return str(found) if declared else None
-
-
-def _data_set(images: Path) -> dict[str, str]:
-    """What the Croissant record beside the pictures says, ours or anyone's; nothing where there is none."""
-    record, found = kept_json(images / "croissant.json"), {}
-    for key in ("name", "license", "url", "citeAs"):
-        value = record.get(key)
-        text = ", ".join(str(one) for one in value) if isinstance(value, list) else value
-        if isinstance(text, str) and text.strip() and NOT_STATED not in text:
-            found[key] = " ".join(text.split())
-    return found
 
 
 def _model_files(folder: Path, run: TrainedRun) -> dict[int | None, list[str]]:
@@ -274,51 +251,3 @@ def _chosen(details: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]
         rows.append({key: row[key] for key in [*order, *(k for k in row if k not in order)]})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return [key for key in columns if any(row.get(key) is not None for row in rows)], rows
-
-
-def _front_matter(
-    run: TrainedRun,
-    report: Mapping[str, Any],
-    base: BaseModel | None,
-    licence: str,
-    files: _Files,
-    about: dict[str, str],
-) -> str:
-    """For the Hub. Its `model-index` has the headline metrics that exist, their intervals in their names."""
-    from huggingface_hub import EvalResult, ModelCardData  # takes a while, and only a training needs it
-
-    on_hub = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", about.get("url", ""))
-    is_adapter = any(file.endswith("adapter/") for of_fold in files.values() for file in of_fold)
-    data_set, hub_id, results = on_hub and on_hub[1], base and base.hub_id, []
-    if report:
-        fingerprint, folds = run.data["fingerprints"]["manifest"], report["sample"]["folds"]
-        counts = f"{counted(run.data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
-        result = partial(
-            EvalResult,
-            task_type="image-classification",
-            dataset_type=data_set or "chest-x-ray-images",
-            dataset_name=about.get("name", counts),
-            dataset_revision=fingerprint,
-            dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
-        )
-        metrics = next(row for row in report["methods"] if row["name"] == report["title"])["metrics"]
-        for ours, (theirs, arguments) in HUB_METRICS.items():
-            value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
-            title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
-            if value is not None:
-                about_it = {"metric_type": theirs, "metric_name": title, "metric_args": arguments}
-                results.append(result(metric_value=round(value, 4), **about_it))
-    data = ModelCardData(
-        license=licence,
-        license_name="base-model-and-data" if licence == "other" else None,
-        base_model=hub_id,
-        base_model_relation="adapter" if hub_id and is_adapter else None,
-        datasets=[data_set] if data_set else None,
-        library_name="thoraclip",
-        pipeline_tag="image-classification",
-        tags=["thoraclip", "chest-x-ray", "research-only", run.kind, *(["lora", "peft"] if is_adapter else [])],
-        metrics=[one.metric_type for one in results] or None,
-        model_name=report["title"] if results else None,
-        eval_results=results or None,
-    )
-    return str(data.to_yaml())

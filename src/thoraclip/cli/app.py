@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from thoraclip.api.data import card, check, index, overlap, phantom, select, split
-from thoraclip.api.deployment import export, predict, serve
+from thoraclip.api.deployment import export, merge, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
 from thoraclip.api.start import demo, run_study
@@ -70,6 +70,7 @@ COMMANDS = (
     Command("Judgement", report, show.report),
     Command("Judgement", audit, show.audit),
     Command("Judgement", explain, show.explanation),
+    Command("Deployment", merge, show.merged),
     Command("Deployment", export, show.parity),
     Command("Deployment", predict, show.predict, call=_predict),
     Command("Deployment", serve, lambda *_: None),  # it has spoken while it ran

@@ -274,6 +274,19 @@ def report(content: Report, given: Mapping[str, Any]) -> None:
     say(f"Research use only, not for diagnosis. Page: {given['out'] / 'report.html'}")
 
 
+def merged(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """How far a plain Transformers folder is from its run, on standard output."""
+    images = f"{content['images']} test images"
+    rows = [
+        ["opens as", content["architecture"] + ("" if content["fold"] is None else f", of fold {content['fold']}")],
+        ["logits on equal pixels", f"largest difference {content['largest_difference']:.1e} on {images}"],
+        ["pixels of its processor", f"{content['grey_difference']:.2f} grey levels from the run's, at most"],
+        ["other answers for it", f"{content['other_answers']} of {images}"],
+    ]
+    print_table(["proof", ""], rows, numbers=False)
+    say(f"Research use only, not for diagnosis. Model: {given['out']}, card: {given['out'] / 'README.md'}")
+
+
 def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """How far the bundle is from the original, on standard output."""
     fp32, int8, test = content["fp32"], content["int8"], content["test"]

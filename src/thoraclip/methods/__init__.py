@@ -8,6 +8,7 @@
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
     running.py                  what happens around `run`: folder, folds, resume, files
     predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
+    merge.py                    from a finished run to a plain Transformers folder
 """
 
 from __future__ import annotations

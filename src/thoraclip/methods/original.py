@@ -17,7 +17,7 @@ from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions, read_validation
 
-__all__ = ["load_original"]
+__all__ = ["chosen_fold", "load_original"]
 
 
 def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = None) -> Original:
@@ -33,12 +33,9 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         ConfigError: the run has no such fold.
         MismatchError: another manifest than the run's.
     """
-    run.require_classifier()
     run.require_manifest(manifest)
-    chosen = run.folds[0] if fold is None else fold
-    if fold is not None:
-        run.require_fold(fold)
     predictions = read_predictions(run.folder / "predictions.parquet")
+    chosen = chosen_fold(run, fold)
     exact = replace(run, config=replace(run.config, precision="fp32"))
     classifier = exact.classifier(chosen, predictions.labels)
     kept = next((table for table in read_validation(run.folder) if table.fold[0] == chosen), None)
@@ -68,6 +65,20 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         alike=list(_alike(exact, classifier, judged, chosen, val if not run.has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
     )
+
+
+def chosen_fold(run: FinishedRun, fold: int | None) -> int | None:
+    """The fold whose classifier is taken: the one that is asked for, else the first, which is no choice by result.
+
+    Raises:
+        InputError: the run keeps no classifier.
+        ConfigError: the run has no such fold.
+    """
+    run.require_classifier()
+    if fold is not None:
+        run.require_fold(fold)
+        return fold
+    return run.folds[0]
 
 
 def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:

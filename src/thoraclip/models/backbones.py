@@ -67,8 +67,13 @@ class TowerClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, S, S] -> logits [B, C]."""
-        logits: Tensor = self.classifier(self._features(pixels))
+        logits: Tensor = self.classifier(self.pooled(pixels))
         return logits
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, S, S] -> what the linear layer reads, f32[B, D]."""
+        features: Tensor = self._features(pixels)
+        return features
 
 
 @dataclass(frozen=True, kw_only=True)

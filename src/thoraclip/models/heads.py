@@ -60,6 +60,11 @@ class LinearHead:
         zeros, ones = np.zeros(weight.shape[1], np.float32), np.ones(weight.shape[1], np.float32)
         return cls(labels, zeros, ones, weight, np.zeros(len(labels), np.float32) if bias is None else bias)
 
+    def folded(self) -> tuple[Floats, Floats]:
+        """(W' f64[C, D], b' f64[C]) of the same classifier on features as they are: softmax(W' x + b')."""
+        weight = self.weight.astype(np.float64) / self.scale
+        return weight, self.bias - weight @ self.mean.astype(np.float64)
+
     def predict(self, features: Features) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
         z = ((features - self.mean) / self.scale).astype(np.float64)
