@@ -68,10 +68,12 @@ $(VENV)/.study: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps 'trackio>=0.40'
 	touch $@ $(VENV)/.study
 
 $(VENV)/.ui-test: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 	$(PIP) -e '.[ui-test]'
+	$(PIP) --no-deps 'trackio>=0.40'
 	! command -v npm >/dev/null || npm install --silent --prefix $(VENV)/npm onnxruntime-web@1.30.0 || true  # without it, one test is skipped
 	touch $@ $(VENV)/.dev $(VENV)/.study
 

@@ -60,7 +60,7 @@ def one(kind: str, strength: float, seed: int, images: int, difficulty: float) -
         probe = {"model": "tiny-clip", "l2_min": 1e-3, "l2_max": 1.0, "l2_steps": 4}
         thoraclip.probe(manifest, out=root / "run", pixels=root / "pixels", seed=seed, **probe)
         wall, cpu = time.perf_counter(), time.process_time()
-        aside = {"images": 0, "saliency": 0, "duplicates": False}  # the last two take part in no verdict
+        aside = {"images": "all", "saliency": 0, "duplicates": False}  # the last two take part in no verdict
         content = thoraclip.audit(
             root / "run", out=root / "audit", manifest=manifest, pixels=root / "pixels", seed=seed, **aside
         )

@@ -25,19 +25,22 @@ from torch import nn
 
 import thoraclip
 from benchmarks import plain
-from thoraclip.data.batches import grey_batches
+from thoraclip.data.batches import grey_batches, picture_source
 from thoraclip.imaging import Preprocess
 from thoraclip.methods.embed import usual_batch_size
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.methods.engines import by_threads
+from thoraclip.methods.engines import by_threads, cut
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.heads import fit_lbfgs
+from thoraclip.models.runtimes import RUNTIMES, TORCH, difference, is_installed
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores
 
 BATCH = usual_batch_size(torch.device("cpu"))
 Greys = npt.NDArray[np.uint8]
 _SQUARE = 4096
+FP32_GOAL = 1.3
+"""Of the fastest runtime."""
 
 
 def encode(encoder: DualEncoder, batches: Sequence[Greys]) -> None:
@@ -155,6 +158,34 @@ def from_files(manifest: Manifest, model: str, batches: Sequence[Greys], work: P
     ]
 
 
+def by_runtimes(manifest: Manifest, model: str, work: Path, rounds: int) -> list[Result]:
+    """From files to features in fp32, by every installed runtime and by the plain loop, and what the numbers of each
+    differ by."""
+    encoder = load_encoder(EncoderConfig(model=model, precision="fp32"))
+    tower, listed = plain.load_tower(model), plain.Pictures(manifest.paths(), model)
+    ours, written = {TORCH: encoder}, work / "runtimes.onnx"
+    encoder.write_onnx(written)
+    for name in filter(is_installed, RUNTIMES):
+        ours[name] = encoder.by_runtime(name, RUNTIMES[name].open(written, cores()))
+    pictures = picture_source(manifest, encoder.preprocess)
+
+    def features(name: str) -> list[tuple[npt.NDArray[np.float32], ...]]:
+        return list(by_threads(ours[name], pictures)(cut(len(manifest), BATCH)))
+
+    found = {name: features(name) for name in ours}  # and warm
+    ways: dict[str, Callable[[], object]] = {name: partial(features, name) for name in ours}
+    ways["plain"] = lambda: list(plain.encoded(plain.loader(listed, batch_size=BATCH), tower))
+    times = in_turn(ways, rounds)
+    best = min(ours, key=lambda name: float(np.median(times[name])))
+    rows = []
+    for name in ours:
+        rate, plainly = (float(np.median(len(manifest) / times[one])) for one in (name, "plain"))
+        told = f"the plain loop, {plainly:.1f} images/s; features within {difference(found[name], found[TORCH]):.0e}"
+        over, goal = ratio(times["plain"], times[name]), FP32_GOAL if name == best else None
+        rows.append(Result(f"from files in fp32, by {name}", over, goal, told, rate, "images/s"))
+    return rows
+
+
 def from_cache(manifest: Manifest, spec: Preprocess, work: Path, rounds: int) -> Result:
     """Reading the pixel cache against a big copy: those bytes that are read; the same number is written."""
     took = seconds(lambda: list(grey_batches(manifest, spec, batch_size=BATCH, pixels=work / "pixels")), rounds)
@@ -173,6 +204,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
     return [
         *from_files(manifest, model, batches, work, rounds),
+        *by_runtimes(manifest, model, work, rounds),
         *against_products(encoder, batches, 3 * rounds),
         from_cache(manifest, encoder.preprocess, work, rounds),
     ]

@@ -21,26 +21,32 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from benchmarks.measure import Used, in_turn, launch, options, phantoms, radiographs, ratio, typical, vit_b_32
 from benchmarks.results import Result, table
 
 import thoraclip
 from thoraclip.bundle import parity
+from thoraclip.bundle.onnx import _quantise_convolutions
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run
+from thoraclip.models.onnx_files import quiet_exporter
+from thoraclip.models.sessions import open_session
 from thoraclip.tables.manifest import write_manifest
 from thoraclip.threads import cores
 
 TORCH, TORCH_BF16 = "torch fp32, batches of 32", "torch bf16 autocast, batches of 32"
 FP32, INT8, FILES = "bundle fp32", "bundle int8", "bundle int8, from files: decode, predict, calibrate, flag"
+CALIBRATION = 32
 GOALS = {FP32: 1, INT8: 4, FILES: 3}
 
 
@@ -92,6 +98,59 @@ def speeds(folders: dict[str, Path], rounds: int, count: int) -> dict[str, npt.N
     return in_turn(ways, rounds)
 
 
+def quantisers(folders: dict[str, Path], rounds: int, count: int) -> list[Result]:
+    """Our int8 file against those that ONNX Runtime's own tools make of the fp32 one: speed in batches of 8, the
+    error of the features, and what the other images of a batch change about them."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    root = folders["fp32"].parent
+    run = read_run(root / "probe")
+    manifest = find_manifest(run)
+    spec = open_bundle(folders["fp32"]).preprocess
+    greys = np.stack([fit(decode(path).pixels, spec) for path in manifest.paths()[: count + CALIBRATION]])
+    shown, greys = greys[:CALIBRATION], greys[CALIBRATION:]
+    files = {name: folder / "model.onnx" for name, folder in folders.items()}
+    files |= {name: root / f"{name}.onnx" for name in ("quantize_dynamic", "quantize_static")}
+    onnx.save(onnx.load(str(files["fp32"])), root / "whole.onnx")  # these tools lose what lies beside a file
+    with quiet_exporter():
+        quantize_dynamic(root / "whole.onnx", files["quantize_dynamic"])
+    _quantise_convolutions(root / "whole.onnx", files["quantize_static"], shown)
+    sessions = {name: open_session(file) for name, file in files.items()}
+
+    def features(name: str, size: int = 8) -> npt.NDArray[np.float32]:
+        parts = [greys[at : at + size] for at in range(0, len(greys), size)]
+        return np.concatenate([sessions[name].run(["features"], {"greys": part})[0] for part in parts])
+
+    exact = features("fp32")
+    error = {name: float(np.sqrt(((features(name) - exact) ** 2).mean() / exact.var(axis=0).mean())) for name in files}
+    largest = float(np.abs(exact).max())
+    company = {name: float(np.abs(features(name, 1) - features(name)).max()) / largest for name in files}
+    times = in_turn({name: partial(features, name) for name in files}, rounds)
+    rows = []
+    for name in ("quantize_dynamic", "quantize_static"):
+        rate = float(np.median(len(greys) / times["int8"]))
+        rows += [
+            Result(f"int8 against {name}", ratio(times[name], times["int8"]), 1, name, rate, "images/s"),
+            Result.small(
+                f"error of int8 features against {name}",
+                error["int8"] / error[name],
+                1,
+                f"{name}, {error[name]:.3f} of their standard deviation",
+                error["int8"],
+                "of their standard deviation",
+            ),
+            Result.small(
+                f"what a batch changes about int8 features, against {name}",
+                company["int8"] / company[name] if company[name] else None,
+                0.01 if company[name] else None,
+                f"{name}, {company[name]:.1e} of the largest",
+                company["int8"],
+                "of the largest",
+            ),
+        ]
+    return rows
+
+
 def cold_start(bundle: Path, rounds: int, *, python: str = sys.executable) -> Used:
     """Of `thoraclip predict` on one picture of the probe's, under a name of its own."""
     known = find_manifest(read_run(bundle.parent / "probe")).paths()[0]
@@ -113,7 +172,8 @@ def measure(folders: dict[str, Path], rounds: int, count: int) -> list[Result]:
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """Bundles of a probe on a random ViT-B/32 against torch; with `quick` on tiny-clip."""
-    return measure(shared_bundles(work, quick=quick), 1 if quick else 5, 16 if quick else 96)
+    folders, (rounds, count) = shared_bundles(work, quick=quick), (1, 16) if quick else (5, 96)
+    return [*measure(folders, rounds, count), *quantisers(folders, rounds, count)]
 
 
 def on_radiographs(data: Path, model: str, root: Path) -> None:
@@ -131,7 +191,8 @@ def main() -> None:
             on_radiographs(given.data, given.model, Path(folder))
             return
         bundles = shared_bundles(Path(folder))
-        print(table(measure(bundles, given.rounds, given.count)))
+        both = (measure, quantisers)
+        print(table([row for of in both for row in of(bundles, given.rounds, given.count)]))
         for name, bundle in bundles.items():
             used = cold_start(bundle, given.rounds, python=given.python)
             print(f"{name}: cold start {used.wall:.2f} s, {used.peak:.0f} MiB at the peak")

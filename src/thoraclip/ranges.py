@@ -22,6 +22,7 @@ from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, syste
 __all__ = [
     "NAMED",
     "AnyBatchSize",
+    "AuditImages",
     "BatchSize",
     "Bits",
     "Count",
@@ -36,6 +37,7 @@ __all__ = [
     "Precision",
     "Range",
     "Resamples",
+    "RuntimeName",
     "SampleSize",
     "Seed",
     "Seeds",
@@ -45,6 +47,7 @@ __all__ = [
     "Tokens",
     "Weight",
     "Weighting",
+    "WordOr",
     "Workers",
     "bind",
     "checked",
@@ -92,13 +95,27 @@ class OneOf:
         return ", ".join(self.names)
 
 
+@dataclass(frozen=True)
+class WordOr:
+    """One of a few words, or a number of a range; the number 0 is the last word."""
+
+    words: tuple[str, ...]
+    numbers: Range
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.words)}, or a whole number {self.numbers}"
+
+
 Geometry = Annotated[str, OneOf(("squash", "crop", "pad"))]
 Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
+RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
+"""`models.runtimes` has them."""
 Weighting = Annotated[str, OneOf(("none", "balanced"))]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Scikit-learn takes no larger one."""
 ImageCount = Annotated[int, Range(0, 10_000_000)]
-"""0 for all."""
+"""0 for none."""
+AuditImages = Annotated[int | str, WordOr(("auto", "all"), Range(1, 10_000_000))]
 SampleSize = Annotated[int, Range(1, 10_000_000)]
 PhantomCount = Annotated[int, Range(3, 1_000_000)]
 """One of each class at least."""
@@ -144,6 +161,16 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     if origin is tuple:
         return _items(name, value, arguments)
     limits, kind = (arguments[1], arguments[0]) if origin is Annotated else (None, kind)
+    if isinstance(limits, WordOr):
+        if value in limits.words:
+            return value
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Integral)
+            or not (value == 0 or int(value) in limits.numbers)
+        ):
+            raise ConfigError(f"{name} = {shown(value)}: {limits} is needed")
+        return int(value) or limits.words[-1]
     if kind in (int, float):
         kinds, wanted = (numbers.Integral, "a whole number") if kind is int else (numbers.Real, "a number")
         rule = f"{wanted} {limits}" if limits else wanted

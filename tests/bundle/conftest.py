@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from PIL import Image
 from tests.checkpoints import save_checkpoint, save_classifier
 from tests.conftest import CLASSES, draw_picture
 
-from thoraclip.bundle import onnx as onnx_export
 from thoraclip.bundle.export import export_bundle
+from thoraclip.bundle.onnx import GreyClassifier
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_fractions
 from thoraclip.methods.baseline import Config as BaselineConfig
@@ -26,6 +26,7 @@ from thoraclip.methods.predictors import read_run
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
+from thoraclip.models import onnx_files
 from thoraclip.models.classifiers import Original
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
@@ -127,18 +128,18 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def exported() -> Iterator[dict[str, bytes]]:
     """Networks that were exported from torch, which takes seconds: the same one is exported once; `clear()` it to do so again."""
     known: dict[str, bytes] = {}
-    export = onnx_export._exported
+    export = onnx_files._exported
 
-    def look_up(module: onnx_export.GreyClassifier, *, pictures: int) -> onnx.ModelProto:
+    def look_up(module: GreyClassifier, side: int, outputs: Sequence[str], *, pictures: int) -> onnx.ModelProto:
         kind = getattr(module.features, "_kind", ""), module.is_folded, module.spec, pictures
         parts = [
             f"{name} {tensor.shape}".encode() + tensor.numpy().tobytes() for name, tensor in module.state_dict().items()
         ]
         key = hashlib.sha256(b"".join([*parts, repr((module, kind)).encode()])).hexdigest()
         if key not in known:
-            known[key] = export(module, pictures=pictures).SerializeToString()
+            known[key] = export(module, side, outputs, pictures=pictures).SerializeToString()
         return onnx.ModelProto.FromString(known[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "_exported", look_up)
+        patch.setattr(onnx_files, "_exported", look_up)
         yield known

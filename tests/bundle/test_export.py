@@ -17,7 +17,7 @@ from tests.bundle.conftest import Workshop
 from tests.conftest import files
 from tests.evaluation.cards import load_card
 
-from thoraclip.bundle import export, onnx, parity
+from thoraclip.bundle import export, parity
 from thoraclip.bundle.export import export_bundle, require_place
 from thoraclip.bundle.format import read_bundle
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
@@ -28,6 +28,7 @@ from thoraclip.imaging import decode, fit, preprocess
 from thoraclip.methods import METHODS
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import read_run
+from thoraclip.models import onnx_files
 from thoraclip.models.heads import softmax
 
 HEADS = ("zeroshot", "probe", "baseline-resnet", *(
@@ -105,7 +106,7 @@ def test_matrices_beside_the_model_change_nothing(
     """Those of small networks lie in the model itself, unless one looks for smaller ones."""
     usual, place = workshop.bundle("probe", int8=int8), tmp_path / "bundle"
     assert "model.onnx.data" not in files(usual)
-    monkeypatch.setattr(onnx, "_LARGE", 128)
+    monkeypatch.setattr(onnx_files, "_LARGE", 128)
     found = export_bundle(workshop.original("probe"), place, int8=int8)
     assert sorted(files(place)) == sorted([*files(usual), "model.onnx.data"])
     assert len({(place / name).stat().st_mode for name in ("model.onnx", "model.onnx.data")}) == 1, "who may read it"

@@ -14,7 +14,6 @@ from tests.checkpoints import FAMILIES, save_checkpoint, save_classifier
 from torch import nn
 
 from thoraclip.bundle.onnx import GreyClassifier, grey_classifier, write_onnx
-from thoraclip.bundle.session import onnxruntime
 from thoraclip.errors import ModelError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -22,6 +21,7 @@ from thoraclip.models.backbones import load_backbone
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.heads import LinearHead
+from thoraclip.models.sessions import onnxruntime
 
 LABELS = LabelSet(("a", "b", "c"))
 SPEC_32 = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

@@ -152,4 +152,4 @@ def test_the_runtime_is_loaded_in_one_place() -> None:
     source = Path(thoraclip.__file__).parent
     importing = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
     found = [file.name for file in source.rglob("*.py") if importing.search(file.read_text())]
-    assert found == ["session.py"]
+    assert found == ["sessions.py"]

@@ -163,7 +163,7 @@ def printed(do: Callable[[], None], encoding: str, width: int) -> str:
 
 def contents(text: str) -> list[Callable[[], None]]:
     """Every function of `show` that prints text of others, with `text` in all places."""
-    given_: dict[str, Any] = {"out": Path("out"), "strict": False, "dry_run": True, "json": False}
+    given_: dict[str, Any] = {"out": Path("out"), "strict": False, "dry_run": True}
     rows = {"name": text, "kind": text, "seed": 1, "images_encoded": 2, "images_trained": 0, "done": False, "seconds": 1.0,
             "cached": [text], "token_bytes": 1, "error": text}  # fmt: skip
     totals = {"seconds": 1.0, "factor": 2.0, "complete": True, "images_encoded": 1, "images_trained": 1}
@@ -177,8 +177,8 @@ def contents(text: str) -> list[Callable[[], None]]:
     content = {"title": text, "methods": [], "reading": [text], "failed": [{"name": text, "error": text}]}
     report = Report(content, Path("out"))
     return [
-        lambda: show._show_plan(plan, as_json=False),
-        lambda: show._show_plan({**plan, "notes": []}, as_json=True),
+        lambda: show._show_plan(plan),
+        lambda: console.print_document({**plan, "notes": []}),
         lambda: show.check(found, given_),
         lambda: show.audit({"tests": [test], "reading": [text]}, given_),
         lambda: show.explanation(explained, given_),

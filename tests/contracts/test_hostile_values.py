@@ -28,7 +28,7 @@ from thoraclip.methods.audit import AuditConfig
 from thoraclip.methods.caption import CaptionConfig
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.models.augment import Augmentation
-from thoraclip.ranges import NAMED, Range, conform
+from thoraclip.ranges import NAMED, Range, WordOr, conform
 from thoraclip.server.limits import Limits
 from thoraclip.study import StudyConfig
 from thoraclip.study.images import External
@@ -114,9 +114,9 @@ def test_any_word_behind_set_is_a_value(text: str) -> None:
 
 
 def numbers_of(kind: Any) -> Iterator[Any]:
-    """The number types in an annotation, each with its range, or bare."""
+    """The number types in an annotation, each with its range, or bare; a number in place of a word is not asked for."""
     if typing.get_origin(kind) is Annotated:
-        if typing.get_args(kind)[0] is not str:
+        if typing.get_args(kind)[0] is not str and not isinstance(typing.get_args(kind)[1], WordOr):
             yield kind
     elif kind in (int, float):
         yield kind

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.ndimage
 import scipy.signal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw, ImageFont
 from tests.conftest import examples
 
-from thoraclip.data.appearance import STATISTICS, Box, describe, find_marks
+from thoraclip.data.appearance import STATISTICS, Box, _sliding, describe, find_marks
 from thoraclip.data.phantom import CLASSES, draw_phantom
 
 Grey = npt.NDArray[np.uint8]
@@ -203,6 +204,14 @@ NO_MARKS: dict[str, Grey] = {
 @pytest.mark.parametrize("name", NO_MARKS)
 def test_what_is_no_print_is_left_alone(name: str) -> None:
     assert find_marks(NO_MARKS[name]) == []
+
+
+@examples(60)
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=24)), st.sampled_from([1, 3, 5, 9]))
+def test_extremes_around_a_pixel_are_those_of_scipy(pixels: Grey, size: int) -> None:
+    for pick, slow in ((np.minimum, scipy.ndimage.minimum_filter), (np.maximum, scipy.ndimage.maximum_filter)):
+        np.testing.assert_array_equal(_sliding(pixels, size, pick), slow(pixels, size, mode="nearest"))
+        np.testing.assert_array_equal(_sliding(pixels > 99, size, pick), slow(pixels > 99, size, mode="nearest"))
 
 
 def test_boxes_stand_from_top_to_bottom(picture: Callable[..., Grey]) -> None:

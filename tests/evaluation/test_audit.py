@@ -127,7 +127,10 @@ def test_a_report_says_whether_it_was_audited() -> None:
     content = audit(0.75)
     audited = with_audits(report, {"probe": content})
     assert "strong reliance on non-lung content." in " ".join(audited["reading"][1:4]).lower()
-    assert audited["reading"][2:5] == content["reading"][1:4] and audited["reading"][5:] == report["reading"][2:]
+    assert audited["reading"][2:5] == content["reading"][1:4] and audited["reading"][6:] == report["reading"][2:]
+    assert audited["reading"][5] == content["power"]["words"] not in content["reading"][:4]
+    old = with_audits(report, {"probe": {name: value for name, value in content.items() if name != "power"}})
+    assert old["reading"] == audited["reading"][:5] + audited["reading"][6:]
     assert NOT_AUDITED not in audited["reading"] and audited["audits"]["probe"]["overall"] == "strong"
 
 

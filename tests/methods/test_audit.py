@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from tests.conftest import files
+from tests.conftest import examples, files
 
 from thoraclip.cli.app import run as command
 from thoraclip.data import check
@@ -37,8 +42,9 @@ from thoraclip.labels import LabelSet
 from thoraclip.methods import audit as module
 from thoraclip.methods.audit import AuditConfig, audit, probes, refits, scoring
 from thoraclip.methods.audit.probes import probe_tests, view_tests
-from thoraclip.methods.audit.sample import AuditSample, draw_sample
-from thoraclip.methods.audit.scoring import ViewScores, choose_partners
+from thoraclip.methods.audit.sample import AuditSample, choose_images, draw_sample
+from thoraclip.methods.audit.scoring import ViewScores, choose_partners, fills_in_turn
+from thoraclip.methods.predictors import read_run
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.models import segmenter
@@ -91,6 +97,9 @@ class Run:
     def own_predictions(self, manifest: Manifest) -> Predictions | None:
         return self.own
 
+    def kept_answers(self, classifier: Any, manifest: Manifest, images: Manifest) -> None:
+        assert manifest is self.manifest or len(images) < len(manifest)
+
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
@@ -128,7 +137,7 @@ def test_the_planted_border_is_found_through_the_command(
     config = ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1)
     run_method("probe", config, phantoms, place, pixels=pixels)
     arguments = ["audit", str(place), "--out", str(tmp_path / "audit"), "--pixels", str(pixels)]
-    given = ["--set", "resamples=200", "--set", "folds=3", "--set", "saliency=4"]
+    given = ["--set", "resamples=200", "--set", "folds=3", "--set", "saliency=4", "--set", "duplicates=true"]
     assert command([*arguments, *given]) == 0
     printed = capsys.readouterr().out
     assert "Strong reliance on non-lung content." in printed and "Research use only, not for diagnosis." in printed
@@ -146,6 +155,24 @@ def test_the_planted_border_is_found_through_the_command(
     assert {row["column"] for row in content["subgroups"]} >= {"view", "sex", "age"}
     shuffled = next(t for t in content["tests"] if t["name"] == "shuffled probe")
     assert abs(shuffled["effect"]) < 0.2
+    run, few = read_run(place), phantoms.take(np.arange(5))
+    for fold in run.folds:
+        classifier = run.classifier(fold, run.label_set(phantoms))
+        looked = classifier.look(next(grey_batches(few, classifier.preprocess, batch_size=5))[1])
+        for kept, new in zip(run.kept_answers(classifier, phantoms, few) or (), looked, strict=True):
+            np.testing.assert_allclose(
+                kept, new, atol=2e-2 if classifier.encoder.description["precision"] == "bf16" else 1e-4
+            )
+
+
+@pytest.mark.parametrize("images", ["some", "-1", "2.5", "true", '""'])
+def test_another_word_for_the_images_is_refused_in_one_line(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["audit", "nowhere", "--out", str(tmp_path / "out"), "--set", f"images={images}"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "auto, all, or a whole number from 1 to 10,000,000 is needed" in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("few_trees")
@@ -208,7 +235,7 @@ def test_masks_that_are_no_lungs_are_set_aside_and_listed(run: Run, tmp_path: Pa
     assert "no pixel" in aside[ids[0]] or "empty" in aside[ids[0]]
     assert "aspect" in aside[ids[2]] or "40" in aside[ids[2]]
     images = {t["name"]: t["images"] for t in content["tests"]}
-    assert images["lungs-removed-mean"] == FEW - 3 and images["border-only"] == FEW
+    assert images["lungs-removed"] == FEW - 3 and images["border-only"] == FEW
     assert "set aside" in content["lungs"]["words"]
 
 
@@ -278,6 +305,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     ((scene, classifiers), how, seen) = looks[0]
     assert len(how.pop("token")) == 64
     assert how.pop("manifest").column("image_id") == manifest.column("image_id")
+    assert how.pop("kept")(None, np.array([0])) is None
     assert how == {"batch_size": 7, "cache": tmp_path / "cache" / "views", "progress": steps["progress"]}
     folds = np.array(manifest.column("fold"))
     assert [own.tolist() for _, own in classifiers] == [np.flatnonzero(folds == f).tolist() for f in (0, 1)]
@@ -287,6 +315,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     for found, wanted in zip((scene.same, scene.other, scene.any), partners, strict=True):
         assert found.tolist() == wanted.tolist()
     assert (scene.level, scene.seed) == (round(float(scene.greys.mean())), 3)
+    assert scene.turn.tolist() == fills_in_turn(target, seed=3).tolist() and facts.available == 16
     greys = [greys for _, greys in grey_batches(manifest, Preprocess(size=64), batch_size=5)]
     np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
     np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
@@ -302,8 +331,9 @@ def test_what_is_gathered_is_what_its_parts_give(
     named = facts.answers.named
     for name, one in seen.items():
         assert named[name].tolist() == one.named.tolist()
-        assert (f"refitted {name}" in named) == (name != "sham")
-        if name != "sham":
+        is_fitted = name not in {"sham", "lungs-only", "lungs-only-same"}
+        assert (f"refitted {name}" in named) == is_fitted
+        if is_fitted:
             assert named[f"refitted {name}"].tolist() == refitted(one.features, target, fold)
     assert len(facts.shuffled) == 10 and len({tuple(one.target) for one in facts.shuffled}) > 5
     for number, one in enumerate(facts.shuffled):
@@ -330,7 +360,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     assert behind == {f"background {n}": (words[n], "data", "trees", f"background {n}", "", words[n]) for n in words}
     assert [one["column"] for one in facts.attributes] == ["source", "view", "sex", "format"]
     assert said == [
-        "16 images that the classifier has not seen",
+        f"16 images of {groups.max() + 1} independent groups, of 16 that the classifier has not seen",
         facts.lungs["words"],
         "what can be told without lungs",
     ]
@@ -349,29 +379,63 @@ def made(target: npt.NDArray[np.int64], **columns: Any) -> AuditSample:
     everyone = np.arange(len(rows))
     manifest = Manifest.from_rows(rows, Path("/nowhere"))
     reader: Any = Reader()
-    return AuditSample(manifest, [(reader, everyone)], LabelSet(("x", "y", "z")), target, everyone)
+    return AuditSample(manifest, [(reader, everyone)], LabelSet(("x", "y", "z")), target, everyone, len(rows))
 
 
-@pytest.mark.parametrize("images", [0, 20, 33, 34, 90])
-def test_images_are_drawn_by_class_in_their_own_shares(images: int) -> None:
+def test_the_sample_is_what_was_chosen_of_the_images_that_may_be_judged() -> None:
     target = np.array([0] * 24 + [1] * 9 + [2] * 1 + [0] * 3)
     folds = [n % 2 for n in range(34)] + [None] * 3
     manifest = made(target, fold=folds, patient=[f"p{n // 3}-{n % 2}" for n in range(37)]).manifest
-    run = Run(manifest)
-    sample = draw_sample(run, manifest, images=images, seed=5)
-    rows, rng = np.arange(34), np.random.default_rng([5, 0])
-    if images and images < 34:
-        kept = [
-            rng.permutation(rows[target[:34] == c])[: max(2, round(images * n / 34))] for c, n in enumerate((24, 9, 1))
-        ]
-        rows = np.sort(np.concatenate(kept))
-    assert sample.manifest.column("image_id") == [f"i{row}" for row in rows]
-    assert sample.target.tolist() == target[rows].tolist()
-    assert [own.tolist() for _, own in sample.classifiers] == [np.flatnonzero(rows % 2 == f).tolist() for f in (0, 1)]
-    assert run.loaded == [0, 1], "no classifier of a fold without images is loaded"
-    assert sample.parts.tolist() == (rows % 2).tolist()
-    people = np.array(independent_groups(sample.manifest))
-    assert ((sample.groups[:, None] == sample.groups) == (people[:, None] == people)).all()
+    for images in ("all", 12):
+        run = Run(manifest)
+        sample = draw_sample(run, manifest, images=images, seed=5)
+        rows = np.arange(34)
+        if images == 12:
+            people = independent_groups(manifest.take(rows))
+            rows = choose_images(target[:34], people, 12, seed=5, tests=1)
+        assert sample.manifest.column("image_id") == [f"i{row}" for row in rows]
+        assert sample.target.tolist() == target[rows].tolist() and sample.available == 34
+        judged = [np.flatnonzero(rows % 2 == f).tolist() for f in (0, 1)]
+        assert [own.tolist() for _, own in sample.classifiers] == judged
+        assert run.loaded == [0, 1], "no classifier of a fold without images is loaded"
+        assert sample.parts.tolist() == (rows % 2).tolist()
+        people = np.array(independent_groups(sample.manifest))
+        assert ((sample.groups[:, None] == sample.groups) == (people[:, None] == people)).all()
+
+
+@examples(60)
+@given(seed=st.integers(0, 10_000), images=st.one_of(st.just("auto"), st.integers(1, 400)), big=st.booleans())
+def test_images_are_drawn_by_patient_and_in_the_shares_of_their_classes(
+    seed: int, images: int | str, big: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, 1500 if big else 60)
+    patient = [f"p{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    target = rng.choice([0, 2], len(sizes), p=[0.7, 0.3]).repeat(sizes)  # class 1 has no image
+    order = rng.permutation(len(target))
+    patient, target = [patient[n] for n in order], target[order]
+    rows = choose_images(target, patient, images, seed=seed, tests=7)
+    assert rows.tolist() == sorted(set(rows.tolist())) and set(target[rows]) == {0, 2}
+    people = Counter(patient[row] for row in rows)
+    for label in (0, 2):
+        own, every = (Counter(patient[r] for r in some if target[r] == label) for some in (rows, range(len(target))))
+        most = max(own.values())
+        assert all(own[name] >= min(most - 1, images) for name, images in every.items()), (
+            "no second image before a first"
+        )
+    if images == "auto":
+        counts = [[n for name, n in people.items() if target[patient.index(name)] == label] for label in (0, 2)]
+        error = math.sqrt(sum(0.25 * sum(n * n for n in own) / sum(own) ** 2 for own in counts)) / 2
+        beyond = (NormalDist().inv_cdf(1 - 0.05 / 7) + NormalDist().inv_cdf(0.8)) * error
+        assert beyond <= 0.10 or len(rows) == len(target)
+        assert beyond > 0.099, "no more patients than it takes"
+        assert (len(rows) < len(target)) == big, "all where they are too few"
+    else:
+        assert len(rows) == min(max(images, 4), len(target)) or images < 10
+    if len(people) > 40:
+        assert abs((target[rows] == 2).mean() - (target == 2).mean()) < 0.02
+        again = choose_images(target, patient, images, seed=seed + 1, tests=7)
+        assert len(rows) == len(target) or again.tolist() != rows.tolist()
 
 
 @pytest.mark.parametrize(
@@ -402,7 +466,7 @@ def test_lungs_are_found_as_the_settings_ask(masks: str, monkeypatch: pytest.Mon
 def test_where_one_image_has_no_lungs_all_leave_out_the_middle(
     unknown: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, told = draw_sample(run, run.manifest, images=0, seed=0), []
+    sample, told = draw_sample(run, run.manifest, images="all", seed=0), []
     monkeypatch.setattr(probes, "shown_features", lambda grey, mask: told.append(mask) or shown_features(grey, mask))
     lungs = np.ones((FEW, 64, 64), bool)
     lungs[:unknown] = False
@@ -525,7 +589,7 @@ def test_of_copies_one_counts_and_none_that_two_parts_share(tmp_path: Path, monk
     monkeypatch.setattr(check, "duplicate_clusters", clusters)
     scores = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.float64)
     own = Predictions(LabelSet(("x", "y")), tuple(cluster), np.zeros(7, np.int64), scores, tuple(part.values()), (None,) * 7, ("p", "q", "r", "p", "s", "t", "p"))  # fmt: skip
-    config = AuditConfig()
+    config = AuditConfig(duplicates=True)
     told = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, print)
     low, high = patient_share(np.array([True, False, True]), np.array([0, 1, 0]))
     assert told == {

@@ -19,8 +19,9 @@ from torch import Tensor
 from thoraclip.data.batches import pixel_cache
 from thoraclip.errors import ConfigError, InputError, ModelError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import baseline
-from thoraclip.methods.baseline import Config, SupervisedStep, scores_of
+from thoraclip.methods import baseline, network_scores
+from thoraclip.methods.baseline import Config, SupervisedStep
+from thoraclip.methods.network_scores import scores_of
 from thoraclip.methods.running import Part, RunContext, parts, run_method
 from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.processes import ProcessGroup
@@ -210,9 +211,10 @@ def test_the_settings_reach_the_network(
     )
     network = SimpleNamespace(labels=LABELS, preprocess="a spec")
     monkeypatch.setattr(baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or network)
-    monkeypatch.setattr(FoldTraining, "images", lambda _, spec: f"by {spec}")
     monkeypatch.setattr(baseline, "scores_of", lambda *arguments, **given: (*arguments, given))
-    with_progress = {"progress": print}
+    monkeypatch.setattr(baseline, "compute_of", lambda *arguments, **given: (len(arguments[2]), given["runtime"]))
+    monkeypatch.setattr(FoldTraining, "images", lambda _, spec: f"by {spec}")
+    with_progress = {"progress": print, "compute": (len(part.test) + len(part.val), "auto")}
     assert baseline._score(training) == (
         (network, "by a spec", part.test, with_progress), (network, "by a spec", part.val, with_progress)
     )  # fmt: skip
@@ -251,7 +253,7 @@ def test_pictures_are_scored_in_batches_of_any_size(
     backbone.network.eval()
     expected = backbone.predict(backbone.expand(np.array(greys[rows])).numpy())
     backbone.network.train()
-    monkeypatch.setattr(baseline, "_SCORING_BATCH", size)
+    monkeypatch.setattr(network_scores, "_BATCH", size)
     seen: list[tuple[int, int]] = []
     found = scores_of(backbone, greys, rows, progress=lambda done, total: seen.append((done, total)))
     np.testing.assert_allclose(found, expected, atol=1e-5)

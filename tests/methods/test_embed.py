@@ -206,11 +206,11 @@ def test_a_cache_has_a_folder_for_each_encoder_and_embeds_as_it_is_told(
     monkeypatch.setattr(module, "embed", lambda *given, **named: calls.append((given, named)))
     named: dict[str, Any] = {"pixels": tmp_path / "p", "progress": lambda *_: None, "announce": lambda _: None}
     for model in ("a", "b", "a"):
-        cached_embeddings(EncoderConfig(model=model, batch_size=7), manifest, tmp_path / "c", **named)
+        cached_embeddings(EncoderConfig(model=model, batch_size=7, runtime="torch"), manifest, tmp_path / "c", **named)
     folders = [given[2] for given, _ in calls]
     assert folders[0] == folders[2] != folders[1]
     assert all(folder.parent == tmp_path / "c" and len(folder.name) == 12 for folder in folders)
-    assert all(given[0] is manifest and more == {"batch_size": 7, **named} for given, more in calls)
+    assert all(given[0] is manifest and more == {"batch_size": 7, "runtime": "torch", **named} for given, more in calls)
 
 
 def test_the_last_encoder_is_kept_as_long_as_its_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,12 +49,6 @@ class Group:
         self.is_main, self.count, self._agrees, self.given = is_main, count, agrees, given
         self.log: list[Any] = []
 
-    def __enter__(self) -> Group:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.log.append("ended")
-
     def any(self, flag: bool) -> bool:
         return flag
 
@@ -62,8 +58,9 @@ class Group:
     def wait(self) -> None:
         self.log.append("wait")
 
-    def track(self, settings: Any = None, values: Any = None, *, step: int = 0) -> None:
-        self.log.append(settings if values is None else (step, values))
+    def track(self, values: Any, *, step: int) -> None:
+        """As the `log` of the trackers."""
+        self.log.append((step, values))
 
 
 class Toy:
@@ -115,7 +112,9 @@ def config_of(kind: Any = baseline, **settings: Any) -> Config:
 
 def training_of(config: Config, folder: Path, group: Any = None, **given: Any) -> FoldTraining[Any]:
     context = RunContext(IMAGES, RunFolder(folder), folder / "cache", fingerprint="f", **given)
-    return FoldTraining(config, context, PART, LABELS, group or Group(), "fold 2 of 3, ")
+    group = group or Group()
+    tracked: Any = SimpleNamespace(log=group.track)
+    return FoldTraining(config, context, PART, LABELS, group, "fold 2 of 3, ", tracked)
 
 
 def fit(training: FoldTraining[Any], toy: Toy) -> TrainingProgress:
@@ -357,7 +356,9 @@ def test_each_fold_is_trained_once_and_scored_by_itself(
         groups.append(Group(is_main=is_main, count=count, **given))
         return groups[-1]
 
+    tracked: list[Any] = []
     monkeypatch.setattr(folds, "ProcessGroup", group)
+    monkeypatch.setattr(folds, "TrackedRun", lambda *given, **named: nullcontext(tracked.append((*given, named))))
     trained: list[FoldTraining[Any]] = []
 
     def train(one: FoldTraining[Any]) -> None:
@@ -381,8 +382,9 @@ def test_each_fold_is_trained_once_and_scored_by_itself(
             (tmp_path / stale / "thoraclip.json").write_text("{}")  # ours
     work: dict[str, Any] = {"read_note": read_note, "train": train, "score": score}
     output = train_folds("baseline", config, context, **work)
-    assert groups[0].given == {"wanted": count, "trackers": ("tensorboard",), "folder": tmp_path}
-    assert groups[0].log == [dataclasses.asdict(config), *["wait"] * 6, "ended"]
+    assert groups[0].given == {"wanted": count} and groups[0].log == ["wait"] * 6
+    names = ("tensorboard",) if is_main else ()
+    assert tracked == [(names, tmp_path, {"fingerprint": "f", "settings": dataclasses.asdict(config)})]
     assert said == (["baseline: 2 processes"] if count > 1 and is_main else [])
     wanted = list(parts(IMAGES, LABELS, val_fraction=0.3, seed=2))
     assert [(one.part.fold, one.title) for one in trained] == [(f, f"fold {f + 1} of 3, ") for f in range(3)]

@@ -19,11 +19,14 @@ from tests.conftest import examples
 
 from thoraclip.config import config_toml
 from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
+from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, baseline, predictors, probe, zeroshot
 from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
 from thoraclip.methods.running import pooled_predictions
 from thoraclip.models.heads import LinearHead, write_head
+from thoraclip.tables.arrays import ArrayWriter
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import write_predictions
 
@@ -277,6 +280,30 @@ class Encoder:
 
     def encode_texts(self, texts: Any) -> Any:
         return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+
+@pytest.mark.parametrize("place", ["runs/probe", "."])
+def test_features_that_a_run_or_its_study_has_kept_are_answers(place: str, study: Path) -> None:
+    """Of these very images, this encoder and this preprocessing alone."""
+    rng, run = np.random.default_rng(0), read_run(study / "runs" / "probe")
+    features = {name: rng.normal(size=(9, size)).astype(np.float32) for name, size in (("pooled", 3), ("projected", 2))}
+    head = LinearHead.unscaled(LABELS, rng.normal(size=(2, 3)).astype(np.float32))
+    encoder = SimpleNamespace(description={"weights": "w", "precision": "fp32"}, preprocess=Preprocess())
+    classifier = SimpleNamespace(encoder=encoder, features="pooled", head=head)
+    assert run.kept_answers(classifier, FOLDS, FOLDS) is None
+    made = encoder.description, encoder.preprocess.as_dict()
+    fingerprint = embeddings_fingerprint(FOLDS, *made)
+    writer = ArrayWriter(embeddings_folder(study / place / "embeddings", *made), EMBEDDINGS, total=9, token="t")
+    writer.append(features)
+    writer.finish(FOLDS, facts=dict(zip(("encoder", "preprocess"), made, strict=True)), fingerprint=fingerprint)
+    rows = np.array([7, 2, 3])
+    found, scores = run.kept_answers(classifier, FOLDS, FOLDS.take(rows)) or (None, None)
+    np.testing.assert_array_equal(found, features["pooled"][rows])
+    np.testing.assert_array_equal(scores, head.predict(features["pooled"][rows]))
+    changed = FOLDS.with_columns(sha256=[f"t{n}" for n in range(9)])
+    assert run.kept_answers(classifier, changed, changed.take(rows)) is None
+    encoder.preprocess = Preprocess(size=99)
+    assert run.kept_answers(classifier, FOLDS, FOLDS) is run.kept_answers(SimpleNamespace(), FOLDS, FOLDS) is None
 
 
 @pytest.mark.parametrize("fold", [None, 1])

@@ -1,4 +1,4 @@
-"""Several processes give what one gives; each refusal is one line; trackers get the numbers too."""
+"""Several processes give what one gives; each refusal is one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch import nn
 from thoraclip.cli import app
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, TrainingError
-from thoraclip.methods.training import processes
+from thoraclip.methods import tracking
 from thoraclip.methods.training.processes import ProcessGroup, require_launch
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions
@@ -97,53 +97,20 @@ class TestGroup:
     @pytest.mark.parametrize("gpu", [True, False])
     def test_what_accelerate_is_told(self, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[dict[str, Any]] = []
-        place = SimpleNamespace(num_processes=2, trackers=[SimpleNamespace(finish=lambda: told.append({}))])
+        place = SimpleNamespace(num_processes=2)
         monkeypatch.setattr(accelerate, "Accelerator", lambda **given: told.append(given) or place)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
-        monkeypatch.setattr(processes, "find_spec", lambda name: name == "tensorboardX")  # one of the two is enough
         monkeypatch.setenv("WORLD_SIZE", "2")
         require_launch()
-        with ProcessGroup(), ProcessGroup(wanted=2, trackers=("tensorboard",), folder=tmp_path):
-            pass
-        for given, log_with, folder in zip(told, (None, ["tensorboard"]), (None, tmp_path), strict=True):
+        for given in (ProcessGroup() and told[-1], ProcessGroup(wanted=2) and told[-1]):
             (handler,) = given.pop("kwargs_handlers")
             assert handler.timeout == timedelta(days=7)
-            assert given == {"cpu": not gpu, "mixed_precision": "no", "log_with": log_with, "project_dir": folder}
+            assert given == {"cpu": not gpu, "mixed_precision": "no"}
         with pytest.raises(ConfigError, match="processes = 3, but 2 was started"):
             ProcessGroup(wanted=3)
-        with pytest.raises(ConfigError, match="unknown tracker 'x'"):
-            ProcessGroup(trackers=["x"])
         monkeypatch.delenv("WORLD_SIZE")
         with pytest.raises(ConfigError, match="2 processes were started by a launcher that does not set WORLD_SIZE"):
             ProcessGroup()
-
-    def test_what_trackers_are_told(self) -> None:
-        told: list[Any] = []
-        place = SimpleNamespace(
-            trackers=[SimpleNamespace(finish=lambda: told.append("finished"))],
-            init_trackers=lambda name, config: told.append((name, config)),
-            log=lambda values, step: told.append((values, step)),
-        )
-        with group_of(place) as none:
-            none.track({"seed": 0}, {"loss": 1.0})
-        with group_of(place, trackers=("x",)):
-            pass
-        assert told == [], "none was asked for, or none has begun"
-        with group_of(place, trackers=("x",)) as group:
-            group.track({"seed": 0, "rate": 0.5, "loss": "unicl", "folds": (1, 2)})
-            group.track(values={"loss": 1.5}, step=7)
-            group.track(values={"loss": 2.5})
-        settings = {"seed": 0, "rate": 0.5, "loss": "unicl", "folds": "(1, 2)"}
-        assert told == [("thoraclip", settings), ({"loss": 1.5}, 7), ({"loss": 2.5}, 0), "finished"]
-
-        def fail(*_: object, **__: object) -> None:
-            raise OSError("no account\nsecond line")
-
-        place.init_trackers = fail
-        with pytest.raises(
-            ConfigError, match=r"trackers = \['x'\]: cannot begin \(no account\); mend it or leave them"
-        ):
-            group.track({})
 
     @pytest.mark.parametrize(("said", "error"), [("[gloo] closed by peer", TrainingError), ("shapes", RuntimeError)])
     def test_another_process_that_has_ended_is_said_so(self, said: str, error: type[Exception]) -> None:
@@ -310,7 +277,7 @@ class TestRefusals:
         self, values: dict[str, Any], message: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(processes, "find_spec", lambda name: None)
+        monkeypatch.setattr(tracking, "find_spec", lambda name: None)
         arguments = ["finetune", str(work / "m.parquet"), "--out", str(tmp_path / "out"), *settings(work, **values)]
         assert message in refused(arguments, capsys)
         assert not (tmp_path / "out").exists()
@@ -338,26 +305,3 @@ class TestRefusals:
             ["finetune", "m", "--out", "o", "--config", "nowhere.toml"], capsys
         )
         assert waited == [0.3]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("plain")
-def test_tensorboard_gets_the_numbers_and_the_run_stays_the_same(work: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
-    plain, out = tmp_path / "plain", tmp_path / "out"
-
-    def train(folder: Path, trackers: str) -> bytes:
-        values = settings(work, trackers=trackers, steps=2, validate_every=1)
-        assert run(["finetune", str(work / "m.parquet"), "--out", str(folder), *values]) == 0
-        return (folder / "predictions.parquet").read_bytes()
-
-    scores = train(plain, "[]")
-    assert train(out, '["tensorboard"]') == scores
-    (events,) = (out / "thoraclip").glob("events.out.tfevents.*")
-    for name in (b"fold-0/loss", b"fold-2/loss", b"fold-2/val_macro_f1", b"fold-0/logit_scale"):
-        assert name in events.read_bytes()
-    assert b"batch_size" in b"".join(f.read_bytes() for f in (out / "thoraclip").rglob("*.*") if f.is_file())
-    assert {n for n in names_in(out) if not n.startswith("thoraclip/")} == names_in(plain)
-    (out / "done.json").unlink()
-    (out / "fold-2" / "adapter" / "thoraclip.json").unlink()
-    assert train(out, '["tensorboard"]') == scores, "the tracker's folder is there already"

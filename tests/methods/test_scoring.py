@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 
 from thoraclip.data.views import VIEWS, Scene, make_view
-from thoraclip.methods.audit import scoring
-from thoraclip.methods.audit.scoring import choose_partners, score_views
+from thoraclip.methods.audit.scoring import choose_partners, fills_in_turn, score_views
 from thoraclip.tables.manifest import Manifest
+
+MOST = 6
 
 
 @examples(50)
@@ -40,6 +42,17 @@ def test_every_stranger_is_chosen_at_times() -> None:
     assert seen == {1, 2, 3}
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fills_are_dealt_in_equal_shares_of_every_class_at_random(seed: int) -> None:
+    target = np.random.default_rng(5).permutation(np.repeat([0, 1, 2], [30, 12, 7]))
+    turn = fills_in_turn(target, seed=seed)
+    for fills in (2, 3):
+        for number in range(3):
+            dealt = np.bincount(turn[target == number] % fills, minlength=fills)
+            assert dealt.max() - dealt.min() <= 1
+    assert sorted(turn) == list(range(49)) and turn.tolist() != fills_in_turn(target, seed=seed + 1).tolist()
+
+
 class Reader:
     """Sees every pixel; its score is of the mean."""
 
@@ -60,19 +73,19 @@ def scene_of(count: int, *, has_lungs: bool = True) -> Scene:
     lungs[2 * (not has_lungs) * count :, 3:8, 2:5] = True
     lungs[1::5] = False
     partners = [np.where(np.arange(count) % (k + 4) == k, -1, rng.permutation(count)) for k in range(3)]
-    return Scene(rng.integers(0, 256, (count, 12, 12), dtype=np.uint8), lungs, 77, *partners, seed=3)
+    return Scene(rng.integers(0, 256, (count, 12, 12), dtype=np.uint8), lungs, 77, *partners, np.arange(count), seed=3)
 
 
 def slow_rows(name: str, scene: Scene) -> list[int]:
     """Of which images a view can be made, one by one."""
-    needed = {"same": ("same", "other"), "other": ("same", "other"), "any": ("any",)}.get(VIEWS[name].fill, ())
+    needed = {"same": ("same", "other"), "other": ("same", "other"), "in-turn": ("any",)}.get(VIEWS[name].fill, ())
     rows = []
     for row in range(len(scene.greys)):
         has_lungs = bool(scene.lungs[row].any()) or not VIEWS[name].needs_lungs
         if has_lungs and all(getattr(scene, partner)[row] >= 0 for partner in needed):
             rows.append(row)
-    if name == "sham" and len(rows) > 6:
-        rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, 6)]
+    if name in {"sham", "lungs-only"} and len(rows) > MOST:
+        rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, MOST)]
     return rows
 
 
@@ -80,7 +93,9 @@ def slow_rows(name: str, scene: Scene) -> list[int]:
 def test_every_view_is_shown_to_the_classifier_of_each_image_and_kept(
     batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "SHAM_IMAGES", 6)
+    assert VIEWS["sham"].most == VIEWS["lungs-only"].most == 64
+    for name in ("sham", "lungs-only"):
+        monkeypatch.setitem(VIEWS, name, dataclasses.replace(VIEWS[name], most=MOST))  # type: ignore[arg-type]
     scene, readers = scene_of(11), (Reader(0.5), Reader(0.25))
     classifiers: Any = [(readers[0], np.array([0, 2, 3, 7, 9])), (readers[1], np.array([1, 4, 5, 6, 8, 10]))]
     manifest = Manifest.from_rows([{"image_id": f"i{n}", "path": f"{n}.png"} for n in range(11)], tmp_path)
@@ -128,3 +143,23 @@ def test_a_view_of_which_no_image_can_be_made_is_left_out(tmp_path: Path) -> Non
     classifiers: Any = [(Reader(0), np.arange(5))]
     seen = score_views(scene, classifiers, batch_size=2, manifest=manifest, cache=tmp_path, token="t")
     assert set(seen) == {name for name, view in VIEWS.items() if not view.needs_lungs}
+
+
+def test_images_as_they_are_are_not_shown_where_their_answers_are_kept(tmp_path: Path) -> None:
+    scene, readers = scene_of(11), (Reader(0.5), Reader(0.25))
+    classifiers: Any = [(readers[0], np.array([0, 2, 3, 7, 9])), (readers[1], np.array([1, 4, 5, 6, 8, 10]))]
+    manifest = Manifest.from_rows([{"image_id": f"i{n}", "path": f"{n}.png"} for n in range(11)], tmp_path)
+    given: dict[str, Any] = {"batch_size": 4, "manifest": manifest, "token": "t"}
+    whole = score_views(scene, classifiers, cache=tmp_path / "whole", **given)
+    asked, drawn = sum(readers[0].asked), list[tuple[int, int]]()
+
+    def kept(classifier: Any, rows: Any) -> Any:
+        return Reader(0.5).look(scene.greys[rows]) if classifier is readers[0] else None
+
+    seen = score_views(
+        scene, classifiers, cache=tmp_path / "kept", kept=kept, progress=lambda *both: drawn.append(both), **given
+    )
+    assert sum(readers[0].asked) - asked == asked - 5 and drawn[-1][0] == drawn[-1][1] > 0
+    for name, view in whole.items():
+        np.testing.assert_array_equal(seen[name].features, view.features)
+        np.testing.assert_array_equal(seen[name].scores, view.scores)

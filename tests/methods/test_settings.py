@@ -39,6 +39,15 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
         "a frozen network has no backward pass; leave it out",
     ),
     (AuditConfig, {"masks": "estimte"}, "masks = 'estimte'"),
+    (AuditConfig, {"images": "some"}, "images = 'some': auto, all, or a whole number from 1 to 10,000,000 is needed"),
+    (AuditConfig, {"images": -1}, "images = -1: auto, all, or a whole number from 1 to"),
+    (
+        AuditConfig,
+        {"images": 10_000_001},
+        "images = 10000001: auto, all, or a whole number from 1 to 10,000,000 is needed",
+    ),
+    (AuditConfig, {"images": True}, "images = True: auto, all, or a whole number from 1 to"),
+    (AuditConfig, {"images": 1.5}, "images = 1.5: auto, all, or a whole number from 1 to"),
     (CaptionConfig, {"captioner": "blop"}, "unknown captioner 'blop'; did you mean 'blip'?"),
     (CaptionConfig, COLUMN, "captioner 'column': name the column of texts with --column NAME"),
     (CaptionConfig, COLUMN | {"column": "label"}, "column = 'label': is the class itself; take captioner 'template'"),
@@ -55,7 +64,7 @@ ALLOWED: list[tuple[type[Any], dict[str, Any]]] = [
     (Trivial, {"max_iter": 1, "max_leaf_nodes": 2, "min_samples_leaf": 1, "l2": 0.0, "features": ("file",)}),
     (Baseline, {"layer_decay": 0.1, "label_smoothing": 0.9, "patience": 2, "gradient_checkpointing": True}),
     (Baseline, {"train": "head", "batch_norm": "frozen", "select": "last"}),
-    (AuditConfig, {"images": 0, "folds": 2, "batch_size": 1, "resamples": 100, "saliency": 0, "masks": "none"}),
+    (AuditConfig, {"images": "all", "folds": 2, "batch_size": 1, "resamples": 100, "saliency": 0, "masks": "none"}),
     (CaptionConfig, {"batch_size": 1, "max_new_tokens": 1, "append_label": True, "everywhere": True, "prompt": "a"}),
     (CaptionConfig, TEMPLATE | {"everywhere": True, "seed": 3}),
     (CaptionConfig, COLUMN | {"column": "report", "append_label": True}),
@@ -75,6 +84,10 @@ def test_what_is_just_within_the_rules_is_taken(config: type[Any], settings: dic
     assert {name: getattr(made, name) for name in settings} == settings
 
 
+def test_no_images_were_once_the_word_for_all() -> None:
+    assert AuditConfig(images=0) == AuditConfig(images="all")
+
+
 DEFAULTS: dict[type[Any], dict[str, Any]] = {
     Probe: {
         "features": "pooled", "solver": "lbfgs", "l2_min": 1e-4, "l2_max": 10.0, "l2_steps": 11, "refit": True,
@@ -89,8 +102,8 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "weight_decay": 0.05, "select": "macro_f1",
     },
     AuditConfig: {
-        "images": 1000, "masks": "auto", "folds": 5, "l2": 0.1, "batch_size": 64, "resamples": 1000, "saliency": 24,
-        "duplicates": True, "seed": 0,
+        "images": "auto", "masks": "auto", "folds": 5, "l2": 0.1, "batch_size": 64, "resamples": 1000, "saliency": 4,
+        "duplicates": False, "seed": 0,
     },
     CaptionConfig: {
         "append_label": False, "everywhere": False, "max_new_tokens": 40, "geometry": "squash", "batch_size": 16, "seed": 0,

@@ -43,10 +43,10 @@ class StandIn:
         self.waited += 1
 
 
-def group_of(accelerator: Any, trackers: tuple[str, ...] = ()) -> ProcessGroup:
+def group_of(accelerator: Any) -> ProcessGroup:
     """A group that no launcher started."""
     group = ProcessGroup.__new__(ProcessGroup)
-    group._accelerator, group._trackers, group._tracking = accelerator, trackers, False
+    group._accelerator = accelerator
     return group
 
 

@@ -166,7 +166,7 @@ def test_what_is_counted_is_what_happens(study_file: Path, tmp_path: Path, monke
 def test_times_are_counts_times_what_a_batch_took(study_file: Path, tmp_path: Path) -> None:
     """A step costs three forward passes, of cached chunks four; nothing is written."""
     config, methods = read_study(
-        study_file, {"audit": "all", "audit_images": 5, "seeds": [0], "group_duplicates": False}
+        study_file, {"audit": "all", "audit_images": 12, "seeds": [0], "group_duplicates": False}
     )
     before = files(tmp_path)
     found = plan_study(config, methods, tmp_path / "out")
@@ -180,16 +180,16 @@ def test_times_are_counts_times_what_a_batch_took(study_file: Path, tmp_path: Pa
     assert rows["probe"]["images_encoded"] == rows["LoRA, then probe"]["images_encoded"] == 0
     assert rows["probe"]["seconds"] == pytest.approx(2, abs=0.1)
     audited = [m for m in methods if m.kind != "trivial"]
-    assert rows["audit"]["images_encoded"] == len(audited) * 5 * len(VIEWS)
+    assert rows["audit"]["images_encoded"] == len(audited) * 12 * len(VIEWS)
     assert rows["audit"]["seconds"] == 0.5 * rows["audit"]["images_encoded"]
     assert rows["captions"]["seconds"] == 0.5 * 24
     assert found["totals"]["complete"] is True
     assert found["totals"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()), abs=0.06)
     without, _ = read_study(study_file, {"audit": "none"})
     assert "audit" not in {row["name"] for row in plan_study(without, methods, tmp_path / "out")["stages"]}
-    best, _ = read_study(study_file, {"audit": "best", "audit_images": 5})
+    best, _ = read_study(study_file, {"audit": "best", "audit_images": 12})
     one = next(row for row in plan_study(best, methods, tmp_path / "out")["stages"] if row["name"] == "audit")
-    assert one["images_encoded"] == 5 * len(VIEWS), "which one is the best is not known: the last one stands for it"
+    assert one["images_encoded"] == 12 * len(VIEWS), "which one is the best is not known: the last one stands for it"
 
 
 @pytest.mark.usefixtures("untimed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +13,7 @@ from thoraclip.api.hooks import RUN_FILES, Announce, File, hooks, read_images, s
 from thoraclip.api.results import Run
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
-from thoraclip.ranges import AnyBatchSize, BatchSize, Geometry, Precision, Seed, Tokens, Workers, checked
+from thoraclip.ranges import AnyBatchSize, BatchSize, Geometry, Precision, RuntimeName, Seed, Tokens, Workers, checked
 from thoraclip.runs import Progress, is_main_process, process_count
 
 if TYPE_CHECKING:
@@ -100,6 +99,7 @@ def embed(
     geometry: Geometry = "squash",
     batch_size: AnyBatchSize = 0,
     precision: Precision = "auto",
+    runtime: RuntimeName = "auto",
     pixels: File | None = None,
     engine: str = "threads",
     workers: Workers = 0,
@@ -109,7 +109,7 @@ def embed(
     """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted.
 
     Several processes that `torchrun` or `accelerate launch` started share the work. The features are the same bytes
-    with any number of threads, processes and actors.
+    with any number of threads, processes and actors, in the same runtime.
 
     Args:
         manifest: the images.
@@ -119,6 +119,7 @@ def embed(
         geometry: squash, crop or pad.
         batch_size: images per forward pass; 0: what suits the device.
         precision: fp32, bf16 or auto.
+        runtime: fp32 on a CPU: torch, onnxruntime or openvino, or auto: the fastest for long work, equal to 1e-5.
         pixels: folder that keeps decoded images, so that each is decoded once for all methods.
         engine: threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).
         workers: ray: actors; 0: one on each GPU, or, without a GPU, on each machine.
@@ -138,22 +139,28 @@ def embed(
         raise ConfigError("engine = ray decodes where it encodes: leave out --pixels, and start it without a launcher")
     images = read_images(manifest)
     config = EncoderConfig(
-        model=str(model), adapter=str(adapter), geometry=geometry, batch_size=batch_size, precision=precision
+        model=str(model),
+        adapter=str(adapter),
+        geometry=geometry,
+        batch_size=batch_size,
+        precision=precision,
+        runtime=runtime,
     )
     draw, log = hooks(progress, announce)
-    with ProcessGroup() if process_count() > 1 else nullcontext() as group:
-        encoder = load_encoder(config)
-        done = write(
-            images,
-            encoder,
-            Path(out),
-            batch_size=batch_size,
-            pixels=to_path(pixels),
-            group=group,
-            progress=draw,
-            announce=log,
-            engine=by_ray(config, images, encoder.description, workers=workers) if engine == "ray" else None,
-        )
+    group = ProcessGroup() if process_count() > 1 else None
+    encoder = load_encoder(config)
+    done = write(
+        images,
+        encoder,
+        Path(out),
+        batch_size=batch_size,
+        runtime=runtime,
+        pixels=to_path(pixels),
+        group=group,
+        progress=draw,
+        announce=log,
+        engine=by_ray(config, images, encoder.description, workers=workers) if engine == "ray" else None,
+    )
     return done if is_main_process() else None
 
 

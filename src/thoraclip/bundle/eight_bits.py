@@ -28,8 +28,8 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from thoraclip.bundle.session import onnxruntime, open_session
 from thoraclip.dtypes import Floats, Greys
+from thoraclip.models.sessions import onnxruntime, open_session
 
 __all__ = ["eight_bit_products", "rounded", "zero_point"]
 

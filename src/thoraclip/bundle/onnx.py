@@ -6,45 +6,31 @@ u8[1, S, S] -> patch embedding (normalisation and the three equal channels folde
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from thoraclip.bundle.eight_bits import eight_bit_products
-from thoraclip.bundle.session import open_session
 from thoraclip.dtypes import Floats, Greys
-from thoraclip.errors import ModelError, first_line
+from thoraclip.errors import ModelError
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
-from thoraclip.models.checkpoint import quiet
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.grey import fold_grey
 from thoraclip.models.network import expand_greys
+from thoraclip.models.onnx_files import clean, quiet_exporter, save_network, write_network
+from thoraclip.models.sessions import open_session
 
 __all__ = ["GreyClassifier", "grey_classifier", "quantise", "write_onnx"]
 
 
-OPSET = 20
-"""Of the ONNX file; ONNX Runtime 1.17 and later load it."""
-_LARGE = 2**18
-"""Bytes from which a factor of a matrix product lies in the file beside the model. ONNX Runtime maps that file and
-packs such factors from there, where it copies what lies in the model itself twice; they are unmapped once they are
-packed."""
-_PRODUCTS = {"MatMul", "Gemm", "MatMulIntegerToFloat"}
-"""Operators whose second factor is packed. Any other constant would stay mapped, and be lost with the file."""
 _WEIGHTED = ("Conv", "MatMul", "Gemm")
 """Operators that become ones of eight bits."""
 _ENOUGH = 32
@@ -128,87 +114,8 @@ def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
 
 
 def write_onnx(module: GreyClassifier, path: Path) -> None:
-    """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`, B any number or, for some networks, 1.
-
-    Large matrices go to a file beside it, `<name>.data`. Raises ModelError where the network cannot be exported.
-    """
-    model = _exported(module, pictures=2)
-    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:  # SigLIP 2 takes images one by one
-        model = _exported(module, pictures=1)
-    _clean(model)
-    _save(model, path)
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Write it, its large matrices beside it, in place of what is there."""
-    beside = path.with_name(f"{path.name}.data")
-    beside.unlink(missing_ok=True)  # it would be appended to
-    packed = {node.input[1] for node in model.graph.node if node.op_type in _PRODUCTS}
-    for constant in model.graph.initializer:
-        if constant.name in packed and len(constant.raw_data) >= _LARGE:
-            set_external_data(constant, beside.name)
-    onnx.save(model, str(path))
-    if beside.is_file():
-        beside.chmod(path.stat().st_mode & 0o777)  # else nobody but who made it may read it
-
-
-def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
-    """The module as ONNX for any number of pictures, or, from one, for one."""
-    side = module.spec.size
-    shapes = {"greys": {0: torch.export.Dim("pictures")}} if pictures > 1 else None
-    try:
-        with _silence(), quiet():
-            program = torch.onnx.export(
-                module,
-                (torch.zeros(pictures, side, side, dtype=torch.uint8),),
-                None,
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-                dynamic_shapes=shapes,
-                input_names=["greys"],
-                output_names=["features", "scores"],
-                custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ModelError(f"the network cannot be written as ONNX ({first_line(error)})") from error
-    assert program is not None, "the exporter returns the program where no file is named"
-    return program.model_proto
-
-
-def _is_all_true(value: Any) -> Any:
-    """Of a boolean that is one number already: the checks of SigLIP 2 in Transformers 5.24, which the exporter does not
-    know."""
-    from onnxscript import opset20
-
-    return opset20.Identity(value)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's chatter about packages that are not needed from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
-    levels = {logger: logger.level for logger in loggers}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-def _clean(model: onnx.ModelProto) -> None:
-    """Take out what tells of the exporting machine: traces with paths, notes, versions of tools."""
-    model.doc_string = model.graph.doc_string = ""
-    model.producer_name, model.producer_version = "thoraclip", ""
-    del model.metadata_props[:]
-    graph = model.graph
-    del graph.value_info[:]
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
-        part.doc_string = ""
-        del part.metadata_props[:]
+    """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`; see `onnx_files.write_network`."""
+    write_network(module, path, side=module.spec.size, outputs=("features", "scores"))
 
 
 def quantise(path: Path, greys: Greys) -> tuple[str, float]:
@@ -231,9 +138,9 @@ def quantise(path: Path, greys: Greys) -> tuple[str, float]:
             way = "static"
         model = onnx.load(str(small))
         _centre_features(model, _mean_features(large, greys) - _mean_features(small, greys))
-        _clean(model)
+        clean(model)
         share = model.ByteSize() / large.stat().st_size
-        _save(model, path)
+        save_network(model, path)
         return way, share
 
 
@@ -242,7 +149,7 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ready, images = target.with_suffix(".ready.onnx"), ({"greys": grey[None]} for grey in greys)
-    with _silence():
+    with quiet_exporter():
         # batch normalisation becomes part of the convolutions
         quant_pre_process(source, ready, skip_symbolic_shape=True)
         head = [node.name for node in onnx.load(str(ready)).graph.node if "features" in node.input]

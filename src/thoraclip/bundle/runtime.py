@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thoraclip.bundle.format import MODEL, Bundle
-from thoraclip.bundle.session import onnxruntime, open_session, require_own_data, require_tensors
+from thoraclip.bundle.session import require_own_data, require_tensors
 from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.errors import ImageError, ManifestError, MismatchError, ParityError, first_line
 from thoraclip.imaging import MAX_PIXELS, Preprocess, Radiograph, decode, fit
 from thoraclip.labels import LabelSet
+from thoraclip.models.sessions import onnxruntime, open_session
 from thoraclip.threads import in_order
 
 if TYPE_CHECKING:
@@ -261,6 +262,10 @@ class BundleAuditTarget:
 
     def own_predictions(self, manifest: Manifest) -> None:
         """A bundle keeps no table of predictions."""
+        return
+
+    def kept_answers(self, classifier: BundleClassifier, manifest: Manifest, images: Manifest) -> None:
+        """Nor features."""
         return
 
 

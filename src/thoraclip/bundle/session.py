@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import mmap
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from thoraclip.bundle.format import MODEL, Bundle
 from thoraclip.errors import MismatchError, first_line
 
-if "onnxruntime" not in sys.modules:  # it reports to its makers from 1.32 on, and is imported through here alone
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
-
-__all__ = ["onnxruntime", "open_session", "require_own_data", "require_tensors"]
+__all__ = ["require_own_data", "require_tensors"]
 
 _MOST_FEATURES, _MOST_TOGETHER = 1 << 16, 64
-
-
-def open_session(model: Path | bytes, options: Any = None, **more: Any) -> Any:
-    """A session on the CPU that does not warn; `options` and what else it takes are those of ONNX Runtime."""
-    options = options or onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    given = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"], **more)
 
 
 def require_tensors(session: Any, bundle: Bundle) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from thoraclip.api.deployment import export, merge, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
 from thoraclip.api.start import demo, run_study
-from thoraclip.cli import show
+from thoraclip.cli import documents, show
 from thoraclip.cli.command import Command
 from thoraclip.cli.console import ShownRows, announce, complain, prepare_streams, progress_bar, say, shut
 from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
@@ -32,8 +33,13 @@ from thoraclip.runs import is_main_process
 __all__ = ["COMMANDS", "main"]
 
 
-def _predict(given: Mapping[str, Any]) -> Any:
-    """Score; rows go to standard output where no file is named."""
+def _predict(given: Mapping[str, Any], as_json: bool) -> Any:
+    """Score; rows go to standard output where no file is named, with `as_json` inside the document."""
+    if as_json and given["out"] is None:
+        if given["format"] or given["spreadsheet_safe"]:
+            raise InputError("--json without --out: the rows are part of the document; leave out what is for a table")
+        with progress_bar() as progress:
+            return predict(**given, progress=progress, announce=announce)
     if given["out"] is None and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("standard output is closed; name a file with --out")
     rows_are_shown = given["out"] is None and sys.stdout.isatty()
@@ -51,14 +57,21 @@ def _command(kind: str) -> Command:
         signature=MethodFunction.__call__,
         summary=f"{METHODS[kind].summary}\n\nIts settings, with defaults and help: thoraclip {kind} --settings",
         listing=("settings", "List the settings and exit.", partial(show.list_settings, kind)),
+        settings=lambda: [field.name for field in dataclasses.fields(METHODS[kind].config_type)],
     )
 
 
 COMMANDS = (
     Command("Start", demo, show.report),
-    Command("Start", run_study, show.study, name="study", flags={"json": "With --dry-run: as JSON."}),
-    Command("Data", index, show.index),
-    Command("Data", check, show.check, flags={"strict": "End with exit code 1 when there is a leak."}),
+    Command("Start", run_study, show.study, name="study", document=documents.content),
+    Command("Data", index, show.index, document=documents.index),
+    Command(
+        "Data",
+        check,
+        show.check,
+        flags={"strict": "End with exit code 1 when there is a leak."},
+        document=documents.content,
+    ),
     Command("Data", select, show.select),
     Command("Data", split, show.split),
     Command("Data", overlap, show.overlap),
@@ -67,12 +80,12 @@ COMMANDS = (
     Command("Methods", caption, show.captions),
     Command("Methods", embed, show.features),
     *(_command(kind) for kind in METHODS),
-    Command("Judgement", report, show.report),
-    Command("Judgement", audit, show.audit),
+    Command("Judgement", report, show.report, document=documents.content),
+    Command("Judgement", audit, show.audit, document=documents.content),
     Command("Judgement", explain, show.explanation),
     Command("Deployment", merge, show.merged),
-    Command("Deployment", export, show.parity),
-    Command("Deployment", predict, show.predict, call=_predict),
+    Command("Deployment", export, show.parity, document=documents.content),
+    Command("Deployment", predict, show.predict, call=_predict, document=documents.predict),
     Command("Deployment", serve, lambda *_: None),  # it has spoken while it ran
 )
 _EXTRAS = {
@@ -128,7 +141,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     # what pydicom warns of is either mended or told as a picture's reason; the reader of a table has no use for it
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = _words_to_complete() or (sys.argv[1:] if arguments is None else list(arguments))
     try:
         with handled(signal.default_int_handler, ENDING[1:]):  # so that locks and temporary files are removed
             code = _app_of(words)(args=words, standalone_mode=False, prog_name="thoraclip")
@@ -163,6 +176,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{reason} ({first_line(error)})", 2)
 
 
+def _words_to_complete() -> list[str]:
+    """The words of the command line that a shell asks to complete."""
+    if "_THORACLIP_COMPLETE" not in os.environ:
+        return []
+    return os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+
+
 def _app_of(words: list[str]) -> typer.Typer:
     """An app with the options of the one command that is asked for: to prepare those of all takes longer than some
     commands."""
@@ -171,7 +191,6 @@ def _app_of(words: list[str]) -> typer.Typer:
     app = typer.Typer(
         name="thoraclip",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         help="Chest X-ray classifiers from CLIP and from supervision, compared so that the comparison can be believed. "

@@ -4,20 +4,23 @@ docstring."""
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import sys
 import typing
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from thoraclip.cli.console import announce, progress_bar
+from thoraclip.cli.console import announce, print_document, progress_bar
 from thoraclip.errors import ConfigError, InputError
-from thoraclip.ranges import NAMED
+from thoraclip.ranges import NAMED, OneOf
 
 __all__ = ["Command", "argument_texts"]
 
@@ -36,9 +39,18 @@ _TYPES: Mapping[str, Any] = {
     **{name: typing.get_args(kind)[0] for name, kind in NAMED.items()},
 }
 """Annotation of a function of `api` -> what the command line takes; `| None` may follow."""
+_REGISTRIES = {
+    "captioner": "thoraclip.methods.caption:CAPTIONERS",
+    "engine": "thoraclip.engine:ENGINES",
+    "format": "thoraclip.bundle.rows:FORMATS",
+    "layout": "thoraclip.data.layouts:LAYOUTS",
+    "method": "thoraclip.heatmaps:MAPS",
+}
+"""Option -> the names that it takes, which a shell completes; they are imported when one asks."""
 _NAMES = {"class_name": "class"}
 """Options whose names Python keeps for itself."""
 _CALLBACKS = ("progress", "announce")
+_JSON = "Print the result as one JSON document, and nothing else, on standard output."
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,11 @@ class Command:
         default_factory=dict
     )  # switches of the command line alone, for `show`: name -> help
     listing: tuple[str, str, Callable[[], None]] | None = None  # an option that prints and exits: name, help, function
-    call: Callable[[Mapping[str, Any]], Any] | None = None  # in place of `function` with a progress bar
+    # in place of `function` with a progress bar; called with the arguments, and whether JSON is asked for
+    call: Callable[[Mapping[str, Any], bool], Any] | None = None
+    # for `--json`: the result, and the arguments by name -> what is printed in place of `show`, see docs/json.md
+    document: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    settings: Callable[[], Collection[str]] = tuple  # names behind `--set`, which a shell completes
     signature: Callable[..., Any] | None = None  # its signature and docstring describe the command; else `function`'s
     summary: str = ""  # what the command does; empty for the docstring's words
 
@@ -73,22 +89,27 @@ class Command:
         """A function that Typer can read: a parameter for each argument, option, flag and setting."""
         described = self.signature or self.function
         texts, own = argument_texts(described), inspect.signature(described).parameters.values()
-        parameters = [_parameter(p, texts.get(p.name, "")) for p in own if p.name not in {*_CALLBACKS, "self"}]
+        asked = [p for p in own if p.name not in {*_CALLBACKS, "self"}]
+        parameters = [_parameter(p, texts.get(p.name, ""), self.settings) for p in asked]
         taken = frozenset(p.name for p in own)
         has_settings = any(p.kind is p.VAR_KEYWORD for p in own)
-        parameters += [
-            _typed(name, bool, typer.Option(f"--{name}", help=text), False) for name, text in self.flags.items()
-        ]
+        flags = {**self.flags, **({"json": _JSON} if self.document else {})}
+        parameters += [_typed(name, bool, typer.Option(f"--{name}", help=text), False) for name, text in flags.items()]
         if self.listing:
             parameters.append(_listing(*self.listing))
 
         def callback(**given: Any) -> None:
             given.pop("listing", None)
-            flags = {name: given.pop(name) for name in self.flags}
+            chosen = {name: given.pop(name) for name in flags}
             if has_settings:
                 given |= _settings(given.pop("settings"), taken)
-            result = self.call(given) if self.call else _with_bar(self.function, given, taken)
-            self.show(result, given | flags)
+            as_json = chosen.pop("json", False)
+            with redirect_stdout(sys.stderr) if as_json else nullcontext():  # whatever a library prints there
+                result = self.call(given, as_json) if self.call else _with_bar(self.function, given, taken)
+            if as_json and self.document:
+                print_document(self.document(result, given))
+            with redirect_stdout(io.StringIO()) if as_json else nullcontext():  # its notes and its exit code remain
+                self.show(result, given | chosen)
 
         callback.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             sorted(parameters, key=lambda p: p.default is not p.empty)
@@ -118,19 +139,26 @@ def _summary(function: Callable[..., Any]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
 
 
-def _parameter(own: inspect.Parameter, text: str) -> inspect.Parameter:
-    """The parameter that Typer reads, for one of the function's."""
+def _parameter(own: inspect.Parameter, text: str, settings: Callable[[], Collection[str]]) -> inspect.Parameter:
+    """The parameter that Typer reads, for one of the function's; `settings` are the names behind `--set`."""
     if own.kind is own.VAR_KEYWORD:
         option = typer.Option(
-            "--set", metavar="NAME=VALUE", help=escape(f"{text} May be repeated."), show_default=False
+            "--set",
+            metavar="NAME=VALUE",
+            help=escape(f"{text} May be repeated."),
+            show_default=False,
+            autocompletion=_completion(lambda: [f"{name}=" for name in settings()]),
         )
         return _typed("settings", list[str] | None, option, None)
-    kind = _TYPES[str(own.annotation).removesuffix(" | None")]
+    annotation = str(own.annotation).removesuffix(" | None")
+    kind = _TYPES[annotation]
     help_text = escape(text.replace("`", ""))
     typed = kind | None if str(own.annotation).endswith(" | None") else kind
     options: dict[str, Any] = {"help": help_text}
     if kind is Path:
         options["parser"] = path
+    if choices := _choices(own.name, annotation):
+        options["autocompletion"] = _completion(choices)
     shown = own.default not in ("", None, False)
     if own.kind is own.POSITIONAL_OR_KEYWORD:
         metavar = own.name.upper() + ("..." if typing.get_origin(kind) is list else "")
@@ -140,6 +168,26 @@ def _parameter(own: inspect.Parameter, text: str) -> inspect.Parameter:
     if own.annotation == "bool | None" or (own.annotation == "bool" and own.default):
         name += f"/--no-{name[2:]}"
     return _typed(own.name, typed, typer.Option(name, show_default=shown, **options), own.default)
+
+
+def _choices(name: str, annotation: str) -> Callable[[], Collection[str]] | None:
+    """What gives the names that an option takes; `None` where any text will do."""
+    if registry := _REGISTRIES.get(name):
+        module, _, attribute = registry.partition(":")
+        return lambda: getattr(import_module(module), attribute)
+    rules = [rule for rule in typing.get_args(NAMED.get(annotation)) if isinstance(rule, OneOf)]
+    return (lambda: rules[0].names) if rules else None
+
+
+def _completion(names: Callable[[], Collection[str]]) -> Callable[[str], list[str]]:
+    """What Typer asks for the names that go on from the letters that stand there."""
+
+    def complete(incomplete: str) -> list[str]:
+        with suppress(ModuleNotFoundError):  # of an extra that is not installed
+            return [name for name in names() if name.startswith(incomplete)]
+        return []
+
+    return complete
 
 
 def path(text: str) -> Path:

@@ -7,6 +7,7 @@ without control characters; `prepare_streams` escapes the letters that the termi
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,17 @@ from thoraclip.api.progress import Lines, Pace, stage
 from thoraclip.errors import printable
 from thoraclip.runs import is_main_process
 
-__all__ = ["ShownRows", "announce", "complain", "prepare_streams", "print_table", "progress_bar", "say", "shut"]
+__all__ = [
+    "ShownRows",
+    "announce",
+    "complain",
+    "prepare_streams",
+    "print_document",
+    "print_table",
+    "progress_bar",
+    "say",
+    "shut",
+]
 
 _LONGEST = 12_000
 """Letters of a line; the middle of a longer one is left out."""
@@ -28,6 +39,12 @@ _stages: list[str] = []
 def say(text: object) -> None:
     """One line on standard output."""
     _write(sys.stdout, text)
+
+
+def print_document(content: object) -> None:
+    """One JSON document on standard output, in ASCII: a name that is not UTF-8 comes back as it was."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 class ShownRows(io.RawIOBase):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +25,15 @@ if TYPE_CHECKING:
 def study(content: Any, given: Mapping[str, Any]) -> None:
     """The main table and where the page is, or the plan; exit code 1 where a method failed."""
     if given["dry_run"]:
-        _show_plan(content, as_json=given["json"])
+        _show_plan(content)
         return
     report(content, given)
     if content["failed"]:
         raise typer.Exit(1)
 
 
-def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
-    """The plan as JSON, or as a table of runs and stages."""
-    if as_json:
-        for line in json.dumps(plan, indent=2).splitlines():
-            say(line)
-        return
+def _show_plan(plan: dict[str, Any]) -> None:
+    """The plan as a table of runs and stages."""
     rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
     title = f"{plan['source']}: {plan['images']:,} images"
     print_table(["", "kind", "seed", "encoded", "trained", "time", "state"], rows, title=title, numbers=False)

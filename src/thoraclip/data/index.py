@@ -28,7 +28,16 @@ from thoraclip.runs import Progress, write_json
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["IndexResult", "index", "list_images", "local_salt", "pseudonym", "salt_file", "write_index_report"]
+__all__ = [
+    "IndexResult",
+    "index",
+    "index_report",
+    "list_images",
+    "local_salt",
+    "pseudonym",
+    "salt_file",
+    "write_index_report",
+]
 
 _BATCH = 64
 _OF_FACTS = ("salt", "stated_bits", "set_bits", "of_set")
@@ -304,10 +313,10 @@ def _repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def write_index_report(path: Path, result: IndexResult) -> None:
-    """Write everything that `index` saw and did not put into the manifest, as JSON."""
+def index_report(result: IndexResult) -> dict[str, Any]:
+    """Everything that `index` saw and did not put into the manifest, as it is written beside that."""
     manifest = result.manifest
-    content = {
+    return {
         "schema": 1,
         "images": len(manifest),
         "labels": dict(sorted(Counter(map(str, manifest.column("label"))).items())),
@@ -323,4 +332,8 @@ def write_index_report(path: Path, result: IndexResult) -> None:
         "notes": result.notes,
         "remarks": [{"path": p, "remark": remark} for p, remark in result.remarks],
     }
-    write_json(path, content)
+
+
+def write_index_report(path: Path, result: IndexResult) -> None:
+    """Write it as JSON."""
+    write_json(path, index_report(result))

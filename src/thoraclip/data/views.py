@@ -6,15 +6,16 @@ doi:10.1038/s42256-021-00338-7). A region is replaced by
 
     mean    one grey level for all images
     blur    a smooth continuation of what is around it
-    other   another image's background: that image, its own lungs filled as in `blur`
+    any     another image's background: that image, its own lungs filled as in `blur`
 
-Every fill leaves traces: hence three, a region of equal area at random, and a view in which nothing is replaced.
+Every fill leaves traces: hence all three, each for a third of the images of a class (so that a view takes one pass an
+image and no verdict hangs on one fill), a region of equal area at random, and a view in which nothing is replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,12 +24,16 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.dtypes import Greys, Ints, Masks, Singles
 
-__all__ = ["BORDER", "CORNER", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
+__all__ = ["BORDER", "CORNER", "FEW", "FILLS", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
 
 
 MARGIN = 0.03  # lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it
 BORDER = 0.10  # width of the border, as a share of the side
 CORNER = (0.20, 0.32)  # height and width of a corner, as shares of the side
+FILLS: Mapping[str, tuple[str, ...]] = {"in-turn": ("mean", "blur", "any"), "plain-in-turn": ("mean", "blur")}
+"""Fills that the images of a class get in turn."""
+FEW = 64
+"""Images of a control that is only shown: its 95 % interval reaches 12 points to each side at most."""
 _COARSE, _REACHES, _ENOUGH = 32, (1.5, 4.0, 12.0), 0.05
 """Of a smooth continuation: cells along a side of its grid, standard deviations of its Gaussians, in cells, and the
 weight at which one meets enough of the picture to count alone."""
@@ -48,6 +53,7 @@ class Scene:
     same: Ints  # i64[N], as are the next two
     other: Ints
     any: Ints
+    turn: Ints  # i64[N], which of the fills of a view with several an image gets: the one of this number, modulo theirs
     seed: int = 0  # of the random regions
 
 
@@ -57,18 +63,26 @@ class View:
 
     title: str  # as printed, begins a sentence
     region: Callable[[Scene, Ints], Masks]  # (scene, rows) -> bool[R, S, S], what is replaced
-    fill: str  # `mean`, `blur`, or the donor's background: `same`, `other`, `any`
+    fill: str  # `mean`, `blur`, or the donor's background: `same`, `other`, `any`; or a name in `FILLS`
     needs_lungs: bool = True  # False where the region is the same whatever the image shows
     finds: str = "what lies outside the lungs"  # what is left (where `is_alone`), or was lost
     is_alone: bool = False  # the answers are compared with chance; else with those on `before`
     before: str = "original"  # the view that it is compared with; empty for a view that others are compared with
     trial: tuple[str, str] | None = None  # name and title of the comparison, where they are not those of the view
     counts: bool = True  # False for a control of the classifier, which is in no verdict
+    most: int | None = None  # images that it is asked of at most, of a control that is only shown
     refits: str = "yes"  # probes are fitted on it; `control`: compared with the originals, in no verdict; or `no`
 
 
 def make_view(view: View, scene: Scene, rows: Ints) -> Greys:
     """u8[R, S, S]: the given pictures of a scene under a view."""
+    if view.fill in FILLS:
+        fills, made = FILLS[view.fill], np.empty_like(scene.greys[rows])
+        for number, fill in enumerate(fills):
+            own = scene.turn[rows] % len(fills) == number
+            if own.any():
+                made[own] = make_view(replace(view, fill=fill), scene, rows[own])
+        return made
     greys, region = scene.greys[rows], view.region(scene, rows)
     if view.fill == "mean":
         return np.where(region, np.uint8(scene.level), greys)
@@ -169,15 +183,10 @@ _rest = partial(View, counts=False, refits="control")
 
 VIEWS: Mapping[str, View] = {
     "original": _everywhere("the pictures as they are", _nothing, "mean", before="", refits="no"),
-    "sham": _everywhere("nothing replaced, by the same code", _nothing, "blur", before="", refits="no"),
-    "lungs-removed-mean": _alone("the lungs replaced by one grey level", _lungs, "mean"),
-    "lungs-removed-blur": _alone("the lungs replaced by a smooth continuation of what is around them", _lungs, "blur"),
-    "lungs-removed-other": _alone("the lungs replaced by another picture's background", _lungs, "any"),
-    "box-removed-mean": _alone("the box around the lungs replaced by one grey level", _box, "mean"),
-    "box-removed-blur": _alone("the box around the lungs replaced by a smooth continuation", _box, "blur"),
-    "box-removed-other": _alone("the box around the lungs replaced by another picture's background", _box, "any"),
-    "lungs-only-mean": _rest("all but the lungs replaced by one grey level", _all_but_lungs, "mean"),
-    "lungs-only-blur": _rest("all but the lungs replaced by their smooth continuation", _all_but_lungs, "blur"),
+    "sham": _everywhere("nothing replaced, by the same code", _nothing, "blur", before="", refits="no", most=FEW),
+    "lungs-removed": _alone("the lungs replaced", _lungs, "in-turn"),
+    "box-removed": _alone("the box around the lungs replaced", _box, "in-turn"),
+    "lungs-only": View("all but the lungs replaced", _all_but_lungs, "in-turn", counts=False, refits="no", most=FEW),
     "lungs-only-other": View(
         "all but the lungs replaced by the background of a picture of another class",
         _all_but_lungs,
@@ -208,16 +217,16 @@ VIEWS: Mapping[str, View] = {
         before="corners-at-random",
     ),
     "border-only": _everywhere(
-        "all but the border replaced by one grey level",
+        "all but the border replaced",
         lambda scene, rows: ~_border(scene, rows),
-        "mean",
+        "plain-in-turn",
         finds="the border",
         is_alone=True,
     ),
     "random-removed": _rest(
-        "as many pixels as the lungs have, at random, replaced by one grey level",
+        "as many pixels as the lungs have, at random, replaced",
         partial(_as_much_at_random, _lungs),
-        "mean",
+        "in-turn",
     ),
     "border-at-random": _rest(
         "as many pixels as the border has, at random, replaced by a smooth continuation",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from thoraclip.evaluation.audit_power import power
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, FAMILIES, MARGIN, POSITIVE, STRONG, read_tests
 from thoraclip.evaluation.reading import ALPHA, between, points, share
 from thoraclip.evaluation.shortcuts import (
@@ -51,6 +52,7 @@ class Facts:
         without_duplicates: accuracy with copies and, where any is left out, without them, JSON-able; `None` where
             copies were not looked for.
         has_masks: whether any lung region is known.
+        available: images that the classifier has not seen; `None` where the N are all of them.
         shuffled: of several permutations of the labels the answers of what was fitted on them, see `_SHUFFLED`, to the
             shuffled labels.
     """
@@ -68,6 +70,7 @@ class Facts:
     without_duplicates: Mapping[str, Any] | None
     has_masks: bool
     shuffled: Sequence[Answers] = ()
+    available: int | None = None
 
 
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -86,6 +89,8 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     tests = sorted(tests, key=lambda test: (*FAMILIES, "control").index(test["asks"]))
     original = _accuracy(answers, "original", resamples, seed)
     told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=_changed_by_nothing(facts.sham))
+    n, groups = len(answers.target), int(answers.groups.max()) + 1
+    could_show = power(tests, images=n, groups=groups, available=facts.available or n)
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
     subgroups = _subgroups(facts)
     return {
@@ -93,13 +98,14 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
         "classifier": told.classifier,
         "data": told.data,
         "overall": told.classifier,
-        "reading": [*told.sentences, *_limits(facts, attributes, subgroups)],
+        "reading": [*told.sentences, could_show["words"], *_limits(facts, attributes, subgroups)],
         "run": facts.run,
         "kind": facts.kind,
         "classes": list(facts.labels.names),
-        "images": len(answers.target),
+        "images": n,
         "images_per_class": _per_class(facts, slice(None)),
-        "groups": int(answers.groups.max()) + 1,
+        "groups": groups,
+        "power": could_show,
         "balanced_accuracy": original,
         "margin": MARGIN,
         "strong": STRONG,
@@ -111,7 +117,7 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
         "attributes": attributes,
         "subgroups": subgroups,
         "without_duplicates": facts.without_duplicates,
-        "statistics": _statistics(int(answers.groups.max()) + 1, resamples, seed),
+        "statistics": _statistics(groups, resamples, seed),
     }
 
 

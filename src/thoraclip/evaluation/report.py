@@ -142,11 +142,17 @@ def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any
     said = [
         f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
         for name, content in audits.items()
-        for number, sentence in enumerate(content["reading"][:_AUDIT_SENTENCES])
+        for number, sentence in enumerate(_audit_sentences(content))
     ]
     first, *rest = report["reading"]
     rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
     return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
+
+
+def _audit_sentences(content: Mapping[str, Any]) -> list[str]:
+    """The first ones of an audit's reading, and what it could have shown (audits of 0.1.0 do not say it)."""
+    first, shown = content["reading"][:_AUDIT_SENTENCES], content.get("power", {}).get("words")
+    return [*first, shown] if shown and shown not in first else first
 
 
 @writes()

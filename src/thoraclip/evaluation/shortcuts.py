@@ -141,8 +141,8 @@ def measure_tests(
 
     Returns:
         One mapping per test: name, title, asks, by, finds, before, after (balanced accuracies), chance, images, effect,
-        low, high, p, is_constant (one answer to all images), is_small (fewer than `MIN_GROUPS`), doubt (why a small
-        effect would say nothing, or empty).
+        error (standard), low, high, p, is_constant (one answer to all images), is_small (fewer than `MIN_GROUPS`),
+        doubt (why a small effect would say nothing, or empty).
     """
     named, pairs = dict(answers.named), {test: f"{test.before} | {test.after}" for test in tests if test.before}
     for test, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too
@@ -161,8 +161,8 @@ def measure_tests(
         floor = 0.5 / max(len(np.unique(answers.groups[asked])), 1)
         row: dict[str, Any] = {key: getattr(test, key) for key in ("name", "title", "asks", "by", "finds")}
         row |= {"before": values.get(before or ""), "after": after, "chance": chance, "images": int(asked.sum())}
-        row |= {"effect": effect, **interval(effect, spread, floor)}
-        row["p"] = _p(effect, max(float(spread.std(ddof=1)), floor))
+        row["error"] = max(float(spread.std(ddof=1)), floor)
+        row |= {"effect": effect, **interval(effect, spread, floor), "p": _p(effect, row["error"])}
         row["is_constant"] = len(np.unique(answers.named[test.after][asked])) < 2
         groups = [len(np.unique(answers.groups[asked & (answers.target == c)])) for c in range(answers.classes)]
         row["is_small"] = min(filter(None, groups), default=0) < MIN_GROUPS  # the rarest class that was asked about
@@ -233,6 +233,7 @@ def shared_errors(
     weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
     drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
     floor = 0.5 / max(1, images)
+    error = max(float(drawn.std(ddof=1)), floor)
     return {
         "name": "shared-errors",
         "title": f"where {alone['title']} alone name the wrong class",
@@ -243,7 +244,8 @@ def shared_errors(
         "images": images,
         "effect": effect,
         **interval(effect, drawn, floor),
-        "p": _p(effect, max(float(drawn.std(ddof=1)), floor)),
+        "error": error,
+        "p": _p(effect, error),
         "is_constant": False,
         "is_small": False,
         "doubt": "",

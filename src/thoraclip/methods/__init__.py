@@ -7,6 +7,7 @@
                                 image_step.py; tokens.py keeps what frozen blocks give; the loop is in training/
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
     running.py                  what happens around `run`: folder, folds, resume, files
+    tracking.py                 what MLflow, TensorBoard, trackio and W&B get
     predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
     merge.py                    from a finished run to a plain Transformers folder
 """

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
+from thoraclip.methods.network_scores import compute_of, scores_of
 from thoraclip.methods.running import MethodOutput, Rows, RunContext, Scores, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.sampler import Batch
@@ -31,14 +32,12 @@ from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
-from thoraclip.models.heads import class_weights, log_loss, softmax
+from thoraclip.models.heads import class_weights, log_loss
 from thoraclip.models.network import recompute_layers
 from thoraclip.ranges import OneOf, Range, Weight
-from thoraclip.runs import Progress, fold_folder
+from thoraclip.runs import fold_folder
 
-__all__ = ["Config", "SupervisedStep", "run", "scores_of"]
-
-_SCORING_BATCH = 64
+__all__ = ["Config", "SupervisedStep", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +162,11 @@ def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
     backbone = load_trained(folder, precision=training.config.precision)
     if backbone.labels != training.labels:
         raise InputError(f"{folder}: was trained on {list(backbone.labels.names)}; train it again")
-    greys, progress = training.images(backbone.preprocess), training.context.progress
-    test = scores_of(backbone, greys, part.test, progress=progress)
-    return test, scores_of(backbone, greys, part.val, progress=progress)
+    greys, context = training.images(backbone.preprocess), training.context
+    rows, runtime = np.concatenate([part.test, part.val]), training.config.runtime
+    compute = compute_of(backbone, greys, rows, runtime=runtime, announce=context.log)
+    given: dict[str, Any] = {"progress": context.progress, "compute": compute}
+    return scores_of(backbone, greys, part.test, **given), scores_of(backbone, greys, part.val, **given)
 
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> Backbone:
@@ -258,21 +259,6 @@ class SupervisedStep:
         classes, smooth = len(self.backbone.labels), self.training.config.label_smoothing
         hard = nn.functional.one_hot(torch.from_numpy(self.training.targets[rows]), classes).float()
         return (hard * (1 - smooth) + smooth / classes).to(self.backbone.device)
-
-
-@torch.inference_mode()
-def scores_of(
-    backbone: Backbone, greys: npt.NDArray[np.uint8], rows: Rows, *, progress: Progress | None = None
-) -> Scores:
-    """f64[R, C] of some images u8[N, S, S]; each row sums to 1."""
-    backbone.network.eval()
-    made = []
-    for at in range(0, len(rows), _SCORING_BATCH):
-        pixels = backbone.expand(np.array(greys[rows[at : at + _SCORING_BATCH]]))
-        made.append(backbone.logits(pixels).cpu().double().numpy())
-        if progress:
-            progress(min(at + _SCORING_BATCH, len(rows)), len(rows))
-    return softmax(np.concatenate(made))
 
 
 @contextmanager

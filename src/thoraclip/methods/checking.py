@@ -11,22 +11,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from thoraclip.documents import read_json
 from thoraclip.errors import ManifestError, MissingExtraError, ModelError
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.running import require_folds
+from thoraclip.methods.tracking import require_trackers
 from thoraclip.models.architectures import ARCHITECTURES, find_architecture
 from thoraclip.models.files import (
     Checkpoint,
     locate,
+    read_config,
     read_note,
     require_float_weights,
     require_on_hub,
     stored_folder,
 )
 from thoraclip.models.image_processor import read_preprocess
+from thoraclip.models.open_clip_config import tokenizer_remedy
+from thoraclip.models.open_clip_towers import describe_open_clip
 from thoraclip.shapes import check, table, text
 from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import read_embeddings
@@ -79,7 +82,8 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     if method.trains_network:
         from thoraclip.methods.training.processes import require_launch  # with torch
 
-        require_launch(wanted=config.processes, trackers=config.trackers)
+        require_launch(config.processes)
+        require_trackers(config.trackers, installed=True)
     if (method.trains_adapters or adapter) and not find_spec("peft"):
         raise MissingExtraError("peft", "study")
     if method.trains_adapters:
@@ -101,8 +105,8 @@ def has_text(name: str) -> bool:
 
             model_type = find_checkpoint(name).config.model_type
         else:
-            model_type = read_json(folder / "config.json", error=ModelError).get("model_type")
-    except (ModelError, AttributeError):
+            model_type = read_config(str(folder), is_local=True).get("model_type")
+    except ModelError:
         return True
     return model_type not in ARCHITECTURES or ARCHITECTURES[model_type].has_text
 
@@ -124,17 +128,19 @@ def check_model(
     if folder is None:
         from thoraclip.models.checkpoint import find_checkpoint  # with torch
 
-        require_on_hub(name, "*.safetensors" if with_weights else "config.json")
+        require_on_hub(name, "*.safetensors" if with_weights else "*config.json")
         found = find_checkpoint(name)
         if encodes:
             find_architecture(str(found.config.model_type), name, needs_text=needs_text)
         read_preprocess(found, geometry=geometry)
         return
     checkpoint = Checkpoint(name, str(folder), is_local=True, config=None)
-    file, remedy = folder / "config.json", "get the model again"
-    content = read_json(file, error=ModelError, remedy=remedy)
-    check(content, table(model_type=text), file, error=ModelError, remedy=remedy)
-    model_type = content["model_type"]
+    content = read_config(str(folder), is_local=True)
+    described = describe_open_clip(str(folder), content, is_local=True)
+    if described is None:
+        file = folder / "config.json"
+        check(content, table(model_type=text), file, error=ModelError, remedy="get the model again")
+    model_type = (described or content)["model_type"]
     has_text = encodes and find_architecture(model_type, name, needs_text=needs_text).has_text
     read_preprocess(checkpoint, geometry=geometry)
     files = sorted(folder.glob("*.safetensors"))
@@ -143,4 +149,4 @@ def check_model(
     for file in files:
         require_float_weights(file, f"model '{name}'")
     if is_local and has_text and not any((folder / file).is_file() for file in _TOKENIZERS):
-        raise checkpoint.error("its tokenizer cannot be loaded; a tokenizer.json is needed")
+        raise checkpoint.error(f"its tokenizer cannot be loaded; {tokenizer_remedy(checkpoint)}")

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from thoraclip.data.batches import picture_source
+from thoraclip.documents import kept_json
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import MismatchError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.methods.engines import Engine, Features, by_processes, by_threads, cut
+from thoraclip.methods.engines import (
+    Engine,
+    Features,
+    Pictures,
+    by_processes,
+    by_threads,
+    cut,
+    in_runtime,
+    measured,
+)
 from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
+from thoraclip.models.runtimes import RUNTIMES, TORCH, Choice, is_installed, require_runtime
 from thoraclip.models.vision_encoder import VisionEncoder
-from thoraclip.runs import Progress, digest
+from thoraclip.runs import Progress, digest, make_folder
 from thoraclip.tables.arrays import ArrayWriter, is_valid
-from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
+from thoraclip.tables.embeddings import (
+    EMBEDDINGS,
+    Embeddings,
+    embeddings_fingerprint,
+    embeddings_folder,
+    read_embeddings,
+)
 from thoraclip.tables.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -48,8 +67,9 @@ def cached_embeddings(
     """
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
-        kept, size = cache / digest([encoder.description, encoder.preprocess.as_dict()])[:12], config.batch_size
-        return embed(manifest, encoder, kept, batch_size=size, pixels=pixels, progress=progress, announce=announce)
+        kept, size = embeddings_folder(cache, encoder.description, encoder.preprocess.as_dict()), config.batch_size
+        given: dict[str, Any] = {"pixels": pixels, "progress": progress, "announce": announce}
+        return embed(manifest, encoder, kept, batch_size=size, runtime=config.runtime, **given)
     finished = read_embeddings(Path(config.embeddings))
     expected = encoder.description
     if config.precision == "auto" and finished.encoder.get("precision") in ("fp32", "bf16"):  # they keep theirs
@@ -73,6 +93,7 @@ def embed(
     out: Path,
     *,
     batch_size: int = 0,
+    runtime: str = "auto",
     pixels: Path | None = None,
     engine: Engine | None = None,
     group: ProcessGroup | None = None,
@@ -82,13 +103,16 @@ def embed(
     """Write the features of every image of a manifest to a folder; a valid one is re-used, a begun one continued.
 
     Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count
-    in `progress.json` says so: the files are the same bytes with and without a pixel cache, and whoever encodes.
+    in `progress.json` says so: the files are the same bytes with and without a pixel cache, and whoever encodes, if by
+    the same runtime. The runtimes give the same numbers but for rounding, and so features of one fingerprint. A pass
+    goes on in the runtime that began it; where that is not installed, PyTorch continues it.
 
     Args:
         manifest: N images.
         encoder: gives pooled f32[N, D] and projected f32[N, P].
         out: the folder; see `tables.embeddings`.
         batch_size: images per forward pass; 0 as in `EncoderConfig`.
+        runtime: as in `ModelConfig`; `auto` measures in a single process without an `engine`.
         pixels: folder of pixel caches; decoded pictures are kept there and read from there.
         engine: who encodes; `None` for the threads of this process, or of all processes of the group.
         group: the processes that share the work, of which the first one writes.
@@ -100,27 +124,68 @@ def embed(
     agreed = group.first if group else float
     if agreed(is_valid(out, EMBEDDINGS, fingerprint)):
         return read_embeddings(out)
-    total = len(manifest)
-    writer = None
+    if isinstance(encoder, FrozenEncoder):
+        require_runtime(runtime, precision=encoder.precision, device=encoder.device.type)
+    total, pictures = len(manifest), cache(partial(picture_source, manifest, spec, pixels=pixels, progress=progress))
+    tokens = {name: digest([fingerprint, size, *([] if name == TORCH else [name])]) for name in (TORCH, *RUNTIMES)}
+    choice, writer = Choice(TORCH if runtime == "auto" else runtime), None
     if group is None or group.is_main:
-        writer = ArrayWriter(out, EMBEDDINGS, total=total, token=digest([fingerprint, size]))
+        make_folder(out)
+        begun_by = _begun_by(out, tokens) if runtime == "auto" else ""
+        if begun_by:
+            choice = _continued(begun_by, engine, announce)
+        elif runtime == "auto" and engine is None and group is None and isinstance(encoder, FrozenEncoder):
+            choice = _measured(encoder, lambda rows: pictures()(rows), total, announce)
+        writer = ArrayWriter(out, EMBEDDINGS, total=total, token=tokens[begun_by or choice.name])
+    name = list(tokens)[int(agreed(list(tokens).index(choice.name)))]
     begun = int(agreed(writer.rows if writer else 0))
     if begun < total:  # otherwise only the renaming was left
+        if isinstance(encoder, FrozenEncoder) and name != TORCH:
+            is_here = engine is None and choice.compute is None
+            encoder = in_runtime(encoder, name) if is_here else encoder.by_runtime(name, choice.compute)
+        if engine is None:
+            engine = by_processes(group, encoder, pictures()) if group else by_threads(encoder, pictures())
         if writer and isinstance(encoder, FrozenEncoder):
             announce(f"embedding: {encoder.arithmetic}; batches of {size}")
-        if engine is None:
-            pictures = picture_source(manifest, spec, pixels=pixels, progress=progress)
-            engine = by_processes(group, encoder, pictures) if group else by_threads(encoder, pictures)
         encoded = engine(cut(total, size, start=begun))
         if writer:
             _keep(writer, encoded, total, progress)
         for _ in encoded:  # the other processes do the same work and keep nothing
             pass
-    facts = {"encoder": encoder.description, "preprocess": spec.as_dict(), "model": encoder.name}
+    facts: dict[str, Any] = {"encoder": encoder.description, "preprocess": spec.as_dict(), "model": encoder.name}
+    if writer:
+        facts["runtime"] = choice.name if begun_by in ("", choice.name) else f"{begun_by}, continued by {choice.name}"
+        facts |= {"runtime_ratio": round(choice.ratio, 2)} if choice.ratio else {}
     finished = writer.finish(manifest, facts=facts, fingerprint=fingerprint) if writer else None
     if group:
         group.wait()
     return Embeddings(**vars(finished)) if finished else read_embeddings(out)
+
+
+def _begun_by(folder: Path, tokens: Mapping[str, str]) -> str:
+    """The runtime that computed the rows of an interrupted pass, by the token that `ArrayWriter` keeps of it; empty
+    where there is none."""
+    kept = kept_json(folder / "progress.json").get("token")
+    return next((name for name, token in tokens.items() if token == kept), "")
+
+
+def _continued(name: str, engine: Engine | None, announce: Callable[[str], None]) -> Choice:
+    """The runtime that began a pass, or PyTorch in its place."""
+    if name == TORCH or (engine is None and is_installed(name)):
+        return Choice(name)
+    announce(f"runtime: {name} began these features and is not at hand; {TORCH} continues them, equal to 1e-5")
+    return Choice()
+
+
+def _measured(encoder: FrozenEncoder, pictures: Pictures, total: int, announce: Callable[[str], None]) -> Choice:
+    """The fastest runtime; PyTorch where no other one can be used."""
+    if (encoder.precision, encoder.device.type) != ("fp32", "cpu"):
+        return Choice()
+
+    def plain(greys: Greys) -> list[Singles]:
+        return [part for part in encoder.encode_greys(greys) if part.shape[1]]  # of a tower alone nothing is projected
+
+    return measured(plain, encoder.write_onnx, pictures, total, announce)
 
 
 def usual_batch_size(device: torch.device) -> int:

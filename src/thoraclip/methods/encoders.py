@@ -20,7 +20,7 @@ from thoraclip.models.files import (
     stored_folder,
 )
 from thoraclip.models.image_processor import read_preprocess
-from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, Share
+from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, RuntimeName, Share
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 
@@ -42,11 +42,14 @@ class ModelConfig(Settings):
     """Which dual encoder, seen how, on which classes and folds."""
 
     model: str = "tiny-clip"
-    """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
+    """Hub id, local folder in Transformers or open_clip format, or the shipped tiny-clip."""
     geometry: Geometry = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
     precision: Precision = "auto"
     """fp32, bf16, or auto: bf16 where the device computes in it."""
+    runtime: RuntimeName = "auto"
+    """What computes in fp32 on a CPU: torch, onnxruntime, openvino, or auto: for long work the fastest installed one,
+    by a short measurement. Their numbers are equal to 1e-5, not to the last bit."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     only_folds: tuple[FoldNumber, ...] = ()

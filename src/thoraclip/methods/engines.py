@@ -9,21 +9,24 @@ with any number of threads, processes and machines of one kind.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from thoraclip.data.batches import decoded
+from thoraclip.dtypes import Greys
 from thoraclip.engine import over_ray
 from thoraclip.errors import MismatchError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.models.files import SHIPPED
+from thoraclip.models.frozen import FrozenEncoder
+from thoraclip.models.runtimes import TORCH, Choice, Compute, choose, open_runtime, require_runtime
 from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import process_count
 from thoraclip.tables.manifest import Manifest
@@ -32,8 +35,22 @@ from thoraclip.threads import cores, in_order
 if TYPE_CHECKING:
     from thoraclip.methods.training.processes import ProcessGroup
 
-__all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "cut", "threads_here"]
+__all__ = [
+    "Engine",
+    "Features",
+    "Pictures",
+    "by_processes",
+    "by_ray",
+    "by_threads",
+    "cut",
+    "each_alone",
+    "in_runtime",
+    "measured",
+    "threads_here",
+]
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """(pooled f32[n, D], projected f32[n, P]) of n images."""
 Pictures = Callable[[range], npt.NDArray[np.uint8]]
@@ -58,6 +75,15 @@ def threads_here() -> int:
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or process_count()))
 
 
+def each_alone(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
+    """`threads.in_order`, every thread for itself: PyTorch shares no product between them meanwhile."""
+    usual = torch.get_num_threads()
+    try:
+        yield from in_order(work, items, workers=threads, begin=lambda: torch.set_num_threads(1))
+    finally:
+        torch.set_num_threads(usual)
+
+
 def by_threads(encoder: VisionEncoder, pictures: Pictures, *, threads: int = 0) -> Engine:
     """This process: on a CPU each thread decodes and encodes batches of its own, so that neither waits for the other.
 
@@ -73,16 +99,12 @@ def by_threads(encoder: VisionEncoder, pictures: Pictures, *, threads: int = 0) 
     threads = threads or threads_here()
 
     def on_cpu(batches: Sequence[range]) -> Iterator[Features]:
-        usual = torch.get_num_threads()
         begin = batches[0].start if batches else 0
 
         def work(rows: range) -> Features:
             return encoder.encode_greys(pictures(rows), check=rows.start == begin)
 
-        try:
-            yield from in_order(work, batches, workers=threads, begin=lambda: torch.set_num_threads(1))
-        finally:
-            torch.set_num_threads(usual)
+        return each_alone(work, batches, threads=threads)
 
     def on_device(batches: Sequence[range]) -> Iterator[Features]:
         def load(rows: range) -> torch.Tensor:
@@ -101,6 +123,35 @@ def by_threads(encoder: VisionEncoder, pictures: Pictures, *, threads: int = 0) 
             yield encoder.fetch(running)
 
     return on_cpu if encoder.device.type == "cpu" else on_device
+
+
+def measured(
+    plain: Compute,
+    write: Callable[[Path], None],
+    pictures: Callable[[range], Greys],
+    total: int,
+    announce: Callable[[str], None],
+) -> Choice:
+    """The fastest runtime for `total` images by the threads of this process; see `runtimes.choose`."""
+    threads = threads_here()
+    return choose(
+        plain,
+        write,
+        lambda size: [pictures(rows) for rows in cut(min(total, threads * size), size)],
+        images=total,
+        threads=threads,
+        over=partial(each_alone, threads=threads),
+        announce=announce,
+    )
+
+
+def in_runtime(encoder: FrozenEncoder, name: str, *, threads: int = 0) -> FrozenEncoder:
+    """The same encoder, computed by a runtime that is asked for by name; `auto` is PyTorch here. Raises as
+    `require_runtime` and `open_runtime` do."""
+    if name in ("auto", TORCH):
+        return encoder
+    require_runtime(name, precision=encoder.precision, device=encoder.device.type)
+    return encoder.by_runtime(name, open_runtime(name, encoder.write_onnx, threads=threads or threads_here()))
 
 
 def by_processes(group: ProcessGroup, encoder: VisionEncoder, pictures: Pictures) -> Engine:
@@ -170,6 +221,8 @@ def _actor(
             f"model '{config['model']}': an actor of the cluster loads other weights than the driver, or computes in "
             "another precision; give all machines the same files and set precision"
         )
+
+    encoder = in_runtime(encoder, config["runtime"], threads=threads)
 
     def work(shard: dict[str, Any]) -> dict[str, Any]:
         import pyarrow as pa

@@ -282,9 +282,8 @@ def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
 
 
 def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
-    return EncoderConfig(
-        model=config.model, adapter=str(folder / "adapter"), geometry=config.geometry, precision=config.precision
-    )
+    same = {name: getattr(config, name) for name in ("model", "geometry", "precision", "runtime")}
+    return EncoderConfig(adapter=str(folder / "adapter"), **same)
 
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:

@@ -13,11 +13,14 @@ import numpy.typing as npt
 
 from thoraclip.config import build_config
 from thoraclip.documents import read_json, read_toml
+from thoraclip.dtypes import Floats, Singles
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.files import adapter_folders
 from thoraclip.shapes import Check, check, one_of, table, text
+from thoraclip.tables.arrays import is_valid
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder, read_embeddings
 from thoraclip.tables.manifest import Manifest, read_fingerprint, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -112,6 +115,20 @@ class FinishedRun:
         self.require_classifier()
         loaded: Classifier = import_module(self.method.module).load_classifier(self.config, self.folder, fold, labels)
         return loaded
+
+    def kept_answers(self, classifier: Any, manifest: Manifest, images: Manifest) -> tuple[Singles, Floats] | None:
+        """What `Looker.look` gives for some images of a manifest, from the features of it that the run, or its study,
+        has kept; `None` where there are none."""
+        if not hasattr(classifier, "encoder"):
+            return None
+        made = classifier.encoder.description, classifier.encoder.preprocess.as_dict()
+        for cache in (self.folder, self.folder.resolve().parent.parent):
+            folder = embeddings_folder(cache / "embeddings", *made)
+            if is_valid(folder, EMBEDDINGS, embeddings_fingerprint(manifest, *made)):
+                kept = read_embeddings(folder)
+                features = np.array(kept.arrays[classifier.features][kept.rows_for(images)])
+                return features, classifier.head.predict(features)
+        return None
 
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
         """(fold, i64 rows that its classifier may be judged on) for this manifest.

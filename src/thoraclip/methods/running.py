@@ -21,6 +21,7 @@ from thoraclip.documents import LARGE, read_json
 from thoraclip.errors import ManifestError, MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
+from thoraclip.methods.tracking import send_run
 from thoraclip.runs import (
     Progress,
     RunFolder,
@@ -271,7 +272,10 @@ def run_method(
     details = read_json(
         folder.file("details.json"), remedy="remove done.json and run the same command again", limits=LARGE
     )
-    return read_predictions(folder.file("predictions.parquet")), details
+    predictions = read_predictions(folder.file("predictions.parquet"))
+    if getattr(config, "trackers", ()):
+        send_run(config, predictions, out, of_a_fold=of_a_fold, fingerprint=fingerprint, log=announce)
+    return predictions, details
 
 
 def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:

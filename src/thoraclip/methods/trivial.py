@@ -7,7 +7,7 @@ classifier that is no better than these has not been shown to look at a lung.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -184,7 +184,7 @@ def _fit_and_score(
         staged = list(candidate.staged_predict_proba(_table(groups, part.val)))
         losses = [log_loss(scores, known) for scores in staged]
         rounds = int(np.argmin(losses)) + 1
-        importance = _importance(candidate, rounds, groups, targets, part, config.seed)
+        importance = _importance(candidate, staged[:rounds], groups, targets, part, config.seed)
         both = np.sort(np.concatenate([part.train, part.val]))
         model = fitted(both if config.refit else part.train, rounds)
         scores: npt.NDArray[np.float64] = model.predict_proba(_table(groups, part.test))
@@ -194,27 +194,33 @@ def _fit_and_score(
 
 
 def _importance(
-    model: Any, rounds: int, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part, seed: int
+    model: Any,
+    staged: Sequence[npt.NDArray[np.float64]],
+    groups: Mapping[str, Floats],
+    targets: npt.NDArray[np.int64],
+    part: Part,
+    seed: int,
 ) -> dict[str, dict[str, float]]:
     """Group -> how much validation log-loss rises and macro F1 falls when its rows are shuffled (Breiman 2001).
 
+    `staged` are its scores of the validation images after each of the rounds that are kept.
     All columns of a group move together; the mean over five shuffles. A group that another one can stand in for shows
     little, however much it tells alone.
     """
     known = targets[part.val]
 
-    def measure(table: Floats) -> npt.NDArray[np.float64]:
-        scores = next(islice(model.staged_predict_proba(table), rounds - 1, None))
+    def measure(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.array([log_loss(scores, known), -macro_f1(known, scores.argmax(axis=1), scores.shape[1])])
 
     rng = np.random.default_rng([seed, part.fold or 0])
-    whole, importance = measure(_table(groups, part.val)), {}
+    whole, importance = measure(staged[-1]), {}
     for name in groups:
         changes = []
         for _ in range(_SHUFFLES):
             shuffled = rng.permutation(part.val)
             table = np.concatenate([v[shuffled if n == name else part.val] for n, v in groups.items()], axis=1)
-            changes.append(measure(table) - whole)
+            scores = next(islice(model.staged_predict_proba(table), len(staged) - 1, None))
+            changes.append(measure(scores) - whole)
         rise, fall = np.mean(changes, axis=0)
         importance[name] = {"log_loss": float(rise), "macro_f1": float(fall)}
     return importance

@@ -1,4 +1,4 @@
-"""The model types of Transformers that give image features, with their traits; read without torch."""
+"""The model types that give image features, with their traits; read without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thoraclip.errors import ModelError, did_you_mean
+from thoraclip.models.files import OPEN_CLIP_TYPE
 
 __all__ = ["ARCHITECTURES", "Architecture", "find_architecture"]
 
@@ -39,6 +40,7 @@ _POOLED = (
 )
 ARCHITECTURES: Mapping[str, Architecture] = {
     "clip": Architecture("longest"),
+    OPEN_CLIP_TYPE: Architecture("longest"),
     "siglip": Architecture("max_length"),
     "siglip2": Architecture("max_length", patchified=True),
     "vision-text-dual-encoder": Architecture("longest", aligned=False),

@@ -8,25 +8,31 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from thoraclip.documents import read_json, regular
 from thoraclip.errors import MismatchError, ModelError, first_line
 from thoraclip.models.files import (
+    OPEN_CLIP_TYPE,
     Checkpoint,
     fingerprint,
     locate,
     not_found,
+    read_config,
     read_note,
     require_float_weights,
     require_on_hub,
     stored_folder,
 )
+from thoraclip.models.open_clip_config import open_clip_file, tokenizer_remedy
+from thoraclip.models.open_clip_towers import describe_open_clip
 from thoraclip.shapes import check, table
 
 __all__ = [
@@ -49,20 +55,23 @@ def find_checkpoint(name: str) -> Checkpoint:
     from transformers import AutoConfig
 
     location, is_local = locate(name)
-    if is_local:  # before a library reads it without limits
-        path = Path(location) / "config.json"
-        check(read_json(path, error=ModelError, remedy="get the model again"), table(), path, error=ModelError)
-    else:
-        require_on_hub(location, "config.json")  # Transformers would ask many times
+    if not is_local:
+        require_on_hub(location, "*config.json")  # Transformers would ask many times
+    own = read_config(location, is_local=is_local)
+    described = describe_open_clip(location, own, is_local=is_local)
+    if OPEN_CLIP_TYPE in (own.get("model_type"), (described or {}).get("model_type")):
+        from thoraclip.models.open_clip_format import register  # takes a while to load
+
+        register()
     try:
-        config = _read(AutoConfig, location, is_local)
+        config = AutoConfig.for_model(**described) if described else _read(AutoConfig, location, is_local)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
         if is_local:
             raise ModelError(
                 f"model '{name}': {location} holds no readable config.json ({first_line(error)})"
             ) from error
         raise not_found(name, first_line(error)) from error
-    return Checkpoint(name, location, is_local, config)
+    return Checkpoint(name, location, is_local, config, is_open_clip=described is not None)
 
 
 def load_model(
@@ -86,13 +95,21 @@ def load_model(
     """
     from transformers import AutoModel
 
+    location: str | None = checkpoint.location
+    weights: dict[str, Any] = {"use_safetensors": True}
     try:
+        if checkpoint.is_open_clip:
+            from thoraclip.models.open_clip_format import class_of, converted_weights
+
+            architecture, location = class_of(checkpoint.config), None
+            stored = load_file(regular(open_clip_file(checkpoint)))
+            weights = {"state_dict": dict(converted_weights(stored))}
         network, info = _read(
             architecture or AutoModel,
-            checkpoint.location,
+            location,
             checkpoint.is_local,
             config=checkpoint.config,
-            use_safetensors=True,
+            **weights,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
@@ -135,14 +152,22 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
+        if checkpoint.is_open_clip:
+            from thoraclip.models.open_clip_format import fitting_tokenizer
+
+            tokenizer = fitting_tokenizer(checkpoint, partial(_read, AutoTokenizer))
+        else:
+            tokenizer = _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
     except Exception as error:  # OSError, ValueError, KeyError
         raise checkpoint.error(
-            f"its tokenizer cannot be loaded ({first_line(error)}); a tokenizer.json is needed"
+            f"its tokenizer cannot be loaded ({first_line(error)}); {tokenizer_remedy(checkpoint)}"
         ) from error
+    if length := getattr(checkpoint.config, "open_clip", {}).get("context_length"):  # a BERT may have more positions
+        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    return tokenizer
 
 
-def _read(kind: Any, location: str, is_local: bool, **given: Any) -> Any:
+def _read(kind: Any, location: str | None, is_local: bool, **given: Any) -> Any:
     with quiet():
         return kind.from_pretrained(location, local_files_only=is_local, trust_remote_code=False, **given)
 

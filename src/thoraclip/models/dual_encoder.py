@@ -98,7 +98,7 @@ def load_vision_encoder(
     """Load a dual encoder or a vision tower; every weight that the architecture has must be in the checkpoint.
 
     Args:
-        model: a Hub id, a local folder in Transformers format, or `tiny-clip`.
+        model: a Hub id, a local folder in Transformers or open_clip format, or `tiny-clip`.
         adapter: a PEFT adapter folder, merged into the weights; empty for none.
         adapter_scale: share of the adapter, 0..1; see `checkpoint.load_adapter`.
         geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.

@@ -19,6 +19,9 @@ from thoraclip.runs import write_json
 from thoraclip.shapes import Check, check, number, table, text, whole
 
 __all__ = [
+    "OPEN_CLIP",
+    "OPEN_CLIP_TYPE",
+    "OPEN_CLIP_WEIGHTS",
     "SHIPPED",
     "AdapterNote",
     "Checkpoint",
@@ -27,17 +30,23 @@ __all__ = [
     "fingerprint",
     "holds_weights",
     "locate",
+    "model_file",
     "read_about",
+    "read_config",
     "read_note",
     "require_adapter",
     "require_float_weights",
     "require_on_hub",
     "stored_fingerprint",
     "stored_folder",
+    "weight_shapes",
     "write_about",
 ]
 
 SHIPPED = ("tiny-clip",)
+OPEN_CLIP = "open_clip_config.json"
+OPEN_CLIP_TYPE = "open-clip"  # model type of `open_clip_format.OpenClipConfig`
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"
 _WRITTEN = {
@@ -46,7 +55,7 @@ _WRITTEN = {
 }  # fmt: skip
 """All that lies in a folder of weights."""
 _SCHEMA = 1
-_WEIGHTS = ("weight", "bias", "scale", "token", "embedding", "embeddings")
+_WEIGHTS = ("weight", "bias", "scale", "token", "embedding", "embeddings", "embed", "proj", "projection")
 """Ends of the names of weights; buffers of whole numbers, such as position_ids, have others."""
 T = TypeVar("T")
 
@@ -59,6 +68,7 @@ class Checkpoint:
     location: str  # a local folder, or the Hub id
     is_local: bool  # True for a folder: then the network is never asked
     config: Any  # the Transformers configuration
+    is_open_clip: bool = False  # True where the files are in open_clip's format, and the weights have its names
 
     def error(self, text: str) -> ModelError:
         """A ModelError that names this model."""
@@ -92,8 +102,37 @@ def stored_folder(model: str) -> Path | None:
         return Path(location)
     from huggingface_hub import try_to_load_from_cache  # takes 0.3 s to load
 
-    file = try_to_load_from_cache(location, "model.safetensors")
-    return Path(file).parent if isinstance(file, str) else None
+    files = (try_to_load_from_cache(location, name) for name in ("model.safetensors", *OPEN_CLIP_WEIGHTS))
+    return next((Path(file).parent for file in files if isinstance(file, str)), None)
+
+
+def model_file(location: str, name: str, *, is_local: bool) -> Path | None:
+    """A small file of a model, of a Hub model fetched where it is not on this machine; `None` where there is none."""
+    if is_local:
+        path = Path(location) / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        return Path(str(cached_file(location, name)))
+    except OSError:  # not there, or no network
+        return None
+
+
+def read_config(location: str, *, is_local: bool) -> Mapping[str, Any]:
+    """The content of `config.json`; empty where `open_clip_config.json` is alone.
+
+    Raises:
+        ModelError: not readable, or no model in the folder.
+    """
+    path = model_file(location, "config.json", is_local=is_local)
+    if path is None:
+        if not is_local or model_file(location, OPEN_CLIP, is_local=True):
+            return {}
+        path = Path(location) / "config.json"  # which is then said to be missing
+    content: Mapping[str, Any] = read_json(path, error=ModelError, remedy="get the model again")
+    check(content, table(), path, error=ModelError, remedy="get the model again")
+    return content
 
 
 def require_on_hub(name: str, files: str) -> None:
@@ -105,11 +144,15 @@ def require_on_hub(name: str, files: str) -> None:
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-    config = try_to_load_from_cache(name, "config.json")
-    if isinstance(config, str) and any(Path(config).parents[1].glob(f"*/{files}")):
-        return
+    for file in ("config.json", OPEN_CLIP):
+        config = try_to_load_from_cache(name, file)
+        if isinstance(config, str) and any(Path(config).parents[1].glob(f"*/{files}")):
+            return
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+        try:
+            get_hf_file_metadata(hf_hub_url(name, "config.json"))
+        except errors.EntryNotFoundError:
+            get_hf_file_metadata(hf_hub_url(name, OPEN_CLIP))
     except Exception as error:  # of the Hub client, and of the HTTP library below it
         is_answer = isinstance(error, errors.HfHubHTTPError)
         reason = f"{'' if is_answer else 'which cannot be reached: '}{first_line(error)}"
@@ -139,6 +182,15 @@ def require_float_weights(file: Path, name: str) -> None:
         raise ModelError(
             f"{name}: {file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised"
         )
+
+
+def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of a safetensors file, of which the header alone is read; raises ModelError."""
+    try:
+        with safe_open(regular(file), framework="numpy") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{file}: is not readable ({first_line(error)}); get it again") from error
 
 
 def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError, ModelError, first_line
 from thoraclip.imaging import Preprocess
-from thoraclip.models.files import Checkpoint
+from thoraclip.models.files import OPEN_CLIP, Checkpoint, model_file
+from thoraclip.models.open_clip_config import open_clip_processor
 
 __all__ = ["preprocessor_json", "read_preprocess"]
 
@@ -113,7 +113,7 @@ def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
 def _image_processor(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any]]:
     """(name of the file, what it says of the image processor), as Transformers finds it."""
     for name in (_PROCESSOR, _IMAGE_PROCESSOR):
-        path = _file(checkpoint, name)
+        path = model_file(checkpoint.location, name, is_local=checkpoint.is_local)
         if path is None:
             continue
         content = read_json(path, error=ModelError, remedy="save the processor again")
@@ -124,24 +124,13 @@ def _image_processor(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any]]:
         if not isinstance(content, Mapping):
             raise checkpoint.error(f"its {name} describes no image processor; save the processor again")
         return name, content
+    if path := model_file(checkpoint.location, OPEN_CLIP, is_local=checkpoint.is_local):
+        return OPEN_CLIP, open_clip_processor(path)
     where = "beside the weights" if checkpoint.is_local else "on the Hub, or connect to it"
     raise checkpoint.error(
         f"{_IMAGE_PROCESSOR} is missing, and no {_PROCESSOR} describes an image processor; save the image processor "
         f"{where}"
     )
-
-
-def _file(checkpoint: Checkpoint, name: str) -> Path | None:
-    if checkpoint.is_local:
-        path = Path(checkpoint.location) / name
-        return path if path.is_file() else None
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(checkpoint.location, name)
-    except OSError:  # not there, or no network
-        return None
-    return Path(str(found))
 
 
 def _complete(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -278,7 +278,8 @@ def _projections(encoder: VisionEncoder, projections: str) -> list[str]:
     if projections == "freeze" or (projections == "auto" and encoder.architecture.aligned):
         return []
     both = ("visual_projection", "text_projection")
-    names = [name for name in both if isinstance(getattr(encoder.model, name, None), nn.Linear)]
+    modules = {name: getattr(encoder.model, name, nn.Identity()) for name in both}  # of open_clip also perceptrons
+    names = [name for name, module in modules.items() if list(module.parameters())]
     if not names:
         raise ConfigError(f"projections = '{projections}': model '{encoder.name}' has none; set projections = freeze")
     return names

@@ -25,7 +25,7 @@ from thoraclip.models.backbones import Backbone, TowerClassifier
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
 from thoraclip.models.classifiers import Classifier, EncoderClassifier
 from thoraclip.models.dual_encoder import DualEncoder
-from thoraclip.models.files import write_about
+from thoraclip.models.files import OPEN_CLIP_TYPE, write_about
 from thoraclip.models.image_processor import preprocessor_json
 from thoraclip.models.standard_head import EXPORT_INSTEAD, noise_pixels, set_labels, with_standard_head
 from thoraclip.runs import write_json
@@ -75,10 +75,15 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
 
     Raises:
         InputError: its vision tower does not take the pixels of an image processor, as SigLIP 2 with patches of any
-            aspect ratio.
+            aspect ratio, or its pools and projections are open_clip's.
     """
     encoder = classifier.encoder
     assert isinstance(encoder, DualEncoder), "prompts are compared in the space of both towers"
+    if encoder.model.config.model_type == OPEN_CLIP_TYPE:
+        raise InputError(
+            f"model '{encoder.name}': no dual encoder of Transformers has the pools and projections of this model in "
+            f"open_clip's format; {EXPORT_INSTEAD}"
+        )
     try:
         with torch.inference_mode():
             encoder.tower(pixel_values=noise_pixels(classifier))

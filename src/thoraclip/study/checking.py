@@ -13,6 +13,7 @@ from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.checking import check_method, check_model
 from thoraclip.methods.running import require_folds
+from thoraclip.methods.tracking import require_trackers
 from thoraclip.study.external import errors_named, listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest, read_manifest
@@ -30,6 +31,7 @@ def check_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) 
             model, adapter, caption file, embeddings, prompts, an external set, or a missing package.
     """
     _check_out(config, out)
+    require_trackers(config.trackers, installed=True)
     manifest = read_manifest(Path(config.manifest)) if config.manifest else config.list_images()
     config.stated_prevalence(manifest)
     if all(label is None for label in manifest.column("label")):

@@ -279,7 +279,7 @@ def _scores(study: Study, classifier: Any, images: Manifest, cache: Path) -> npt
     """f64[N, C]; the features of a dual encoder are kept, so that all heads on them share one pass."""
     if isinstance(classifier, EncoderClassifier):
         kept = cached_embeddings(
-            EncoderConfig(batch_size=study.config.batch_size),
+            EncoderConfig(batch_size=study.config.batch_size, runtime=study.config.runtime),
             images,
             cache,
             encoder=classifier.encoder,

@@ -23,11 +23,11 @@ import numpy.typing as npt
 from thoraclip.data.batches import decoded
 from thoraclip.data.check.inspection import inspect
 from thoraclip.data.splits import split_folds
-from thoraclip.data.views import VIEWS
 from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
+from thoraclip.methods.audit import audit_passes
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
@@ -36,13 +36,13 @@ from thoraclip.methods.training.sampler import Sampler
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
 from thoraclip.models.files import adapter_folders
-from thoraclip.runs import digest, fold_folder, require_room
+from thoraclip.runs import fold_folder, require_room
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, study_notes
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
-from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
 from thoraclip.tables.manifest import Manifest, read_manifest
 
 __all__ = ["plan_study"]
@@ -259,7 +259,7 @@ class _Planner:
         encoder = load_encoder(config)
         spec = encoder.preprocess.as_dict()
         fingerprint = embeddings_fingerprint(self.manifest, encoder.description, spec)
-        return is_valid(self.out / "embeddings" / digest([encoder.description, spec])[:12], EMBEDDINGS, fingerprint)
+        return is_valid(embeddings_folder(self.out / "embeddings", encoder.description, spec), EMBEDDINGS, fingerprint)
 
     def stages(self, methods: Sequence[MethodEntry], *, is_finished: bool) -> Iterator[Row]:
         """What is done beside the runs, of the methods that can run; `is_finished`: their report is there."""
@@ -291,7 +291,8 @@ class _Planner:
         if audited:
             row = Row("audit", done=is_finished and (self.out / "audits").is_dir())
             with _errors_of(row):
-                self._scoring(row, audited, min(n, config.audit_images or n) * len(VIEWS))
+                labels = self.manifest.label_set(config.classes)
+                self._scoring(row, audited, audit_passes(self.manifest, labels, config.audit_images))
             yield row
         tables = sum(3 + len(method.seeds) for method in methods)
         seconds = 0.0 if is_finished else tables * n * config.resamples * _RESAMPLE_SECONDS + _RUN_SECONDS

@@ -17,7 +17,7 @@ from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.evaluation.encoders import with_encoders
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
-from thoraclip.evaluation.results import empty_adapters
+from thoraclip.evaluation.results import MAJORITY, empty_adapters
 from thoraclip.evaluation.subgroups import group_columns
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.audit import AuditConfig, audit
@@ -25,9 +25,12 @@ from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
 from thoraclip.methods.tokens import remove_tokens
+from thoraclip.methods.tracking import TrackedRun, results_of, send_results
 from thoraclip.runs import (
     Progress,
     canonical_json,
+    digest,
+    file_sha256,
     provenance,
     unforeseen_errors,
     write_json,
@@ -136,6 +139,7 @@ def run_study(
     if audits:
         report = with_audits(report, audits)
         write_report(report, out, **shown)
+    _send_report(study, report)
     return report
 
 
@@ -235,10 +239,10 @@ def _with_encoders(study: Study, crossed: Sequence[MethodEntry], report: Mapping
 
 def _settings(method: MethodEntry) -> dict[str, str]:
     """Every setting of a method that is not at its default, and always model and geometry."""
-    shown = {}
+    shown, unseen = {}, ("seed", *getattr(method.config, "NOT_IN_THE_RESULT", ()))
     for item in dataclasses.fields(method.config):
         value = getattr(method.config, item.name)
-        if item.name in {"model", "geometry"} or (value != item.default and item.name != "seed"):
+        if item.name in {"model", "geometry"} or (value != item.default and item.name not in unseen):
             shown[item.name] = value if isinstance(value, str) else toml_value(value)
     return shown | ({"adapter": f"of '{method.after.name}'"} if method.after else {})
 
@@ -283,6 +287,19 @@ def _audit_methods(study: Study, report: Mapping[str, Any]) -> dict[str, dict[st
         write_audit(content, folder)
         audits[method.name] = content
     return audits
+
+
+def _send_report(study: Study, report: Mapping[str, Any]) -> None:
+    """The report to the trackers of the study, once: the metrics of every method, the table and the files."""
+    out, trackers = study.out, study.config.trackers
+    if not trackers:
+        return
+    settings = {"title": study.config.title, "images": len(study.manifest), "methods": [m.name for m in study.methods]}
+    tracked = TrackedRun(trackers, out, fingerprint=digest([study.manifest.fingerprint, settings]), settings=settings)
+    prefixes = {method.name: method.folder for method in study.methods} | {MAJORITY: MAJORITY}
+    files = [out / "report.json", out / "report.html"]
+    sent = lambda: results_of(report, prefixes, out / "report.md", files)  # noqa: E731
+    send_results(tracked, file_sha256(files[0]), sent, study.log)
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:

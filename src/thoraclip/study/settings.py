@@ -20,15 +20,17 @@ from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.checking import has_text
+from thoraclip.methods.tracking import require_trackers
 from thoraclip.ranges import (
     AnyBatchSize,
+    AuditImages,
     FoldCount,
     FoldNumber,
     Geometry,
-    ImageCount,
     OneOf,
     Precision,
     Resamples,
+    RuntimeName,
     Seeds,
     Weighting,
     conform,
@@ -49,15 +51,17 @@ _SHARED = (
     "model",
     "geometry",
     "precision",
+    "runtime",
     "batch_size",
     "classes",
     "class_weight",
     "adapter",
     "captions",
     "only_folds",
+    "trackers",
 )
 """Study settings that reach every method which knows them, unless the method says otherwise."""
-_INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
+_INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _MOST_METHODS = 1_000
 _PATHS = (
@@ -105,6 +109,8 @@ class StudyConfig(ImageSource):
     """How pictures become square: squash, crop or pad."""
     precision: Precision = "auto"
     """fp32, bf16 or auto."""
+    runtime: RuntimeName = "auto"
+    """fp32 on a CPU: torch, onnxruntime, openvino, or auto: the fastest for long work, equal to 1e-5."""
     batch_size: AnyBatchSize = 0
     """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size
     count."""
@@ -132,11 +138,15 @@ class StudyConfig(ImageSource):
     audit: Annotated[str, OneOf(("best", "all", "none"))] = "best"
     """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
     classifier), all or none."""
-    audit_images: ImageCount = 500
-    """Images at most that each audit looks at, each in all views; 0 for all that the classifier has not seen."""
+    audit_images: AuditImages = "auto"
+    """Images that each audit looks at: auto (of the fewest patients that can show an effect of 10 points beyond the
+    margin), all that the classifier has not seen, or a number at most."""
     audit_masks: str = "auto"
     """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
     model."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get the report, and what methods that train send: mlflow, tensorboard, trackio, wandb. Those that
+    keep files get report.html with its thumbnails."""
     published: tuple[Published, ...] = ()
     """Values of others, one [[published]] table each, printed beside the measured ones; not for --set, see
     docs/report.md."""
@@ -162,6 +172,7 @@ class StudyConfig(ImageSource):
             )
         require_mask_source(self.audit_masks, "audit_masks")
         read_prevalence(self.prevalence)
+        require_trackers(self.trackers)
 
     def stated_prevalence(self, manifest: Manifest) -> dict[str, float]:
         """Class -> share; raises ConfigError where a class is none of the manifest's."""

@@ -18,7 +18,7 @@ from thoraclip.shapes import table, text
 from thoraclip.tables.arrays import ArrayKind, ImageArrays, read_arrays
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["EMBEDDINGS", "Embeddings", "embeddings_fingerprint", "read_embeddings"]
+__all__ = ["EMBEDDINGS", "Embeddings", "embeddings_fingerprint", "embeddings_folder", "read_embeddings"]
 
 _ARRAYS = {"pooled": ("float32", 2), "projected": ("float32", 2)}
 _FACTS = {"encoder": table(weights=text, precision=text), "preprocess": table()}
@@ -53,6 +53,11 @@ class Embeddings(ImageArrays):
 def embeddings_fingerprint(manifest: Manifest, encoder: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
     """SHA-256 over the images' contents and order, the encoder, the preprocessing and the rules of decoding."""
     return digest([manifest.content_fingerprint, dict(encoder), dict(preprocess), DECODING])
+
+
+def embeddings_folder(cache: Path, encoder: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Path:
+    """Where a cache keeps what an encoder made."""
+    return cache / digest([dict(encoder), dict(preprocess)])[:12]
 
 
 def read_embeddings(folder: Path | str) -> Embeddings:

@@ -60,7 +60,8 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
             black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
             return np.full(len(MEASURED), np.nan, dtype=np.float32), black, black, reason
         statistics = np.array([len(data) / 1000, *describe(pixels).values()], dtype=np.float32)
-        return statistics, squash(pixels), thumbnail(pixels), ""
+        whole = squash(pixels)
+        return statistics, whole, thumbnail(pixels, whole), ""
 
     fingerprint = digest([manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES])
     if is_valid(folder, _INSPECTION, fingerprint):

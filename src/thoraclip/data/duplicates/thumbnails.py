@@ -43,9 +43,10 @@ one patient reach 0.927 at most, half of them 0.44; proposed pairs of strangers 
 after two steps."""
 
 
-def thumbnail(pixels: Greys) -> Greys:
-    """u8[H, W] -> u8[S, S]: the picture without a border of one grey, squashed."""
-    return squash(without_border(pixels))
+def thumbnail(pixels: Greys, whole: Greys | None = None) -> Greys:
+    """u8[H, W] -> u8[S, S]: the picture without a border of one grey, squashed; `whole`, where it is known, with it."""
+    inner = without_border(pixels)
+    return whole if whole is not None and inner is pixels else squash(inner)
 
 
 def squash(pixels: Greys) -> Greys:

@@ -19,10 +19,12 @@ import numpy.typing as npt
 
 from thoraclip.config import Settings
 from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
-from thoraclip.data.views import Scene
+from thoraclip.data.splits import independent_groups
+from thoraclip.data.views import VIEWS, Scene
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
 from thoraclip.imaging import DECODING, Preprocess
+from thoraclip.labels import LabelSet
 from thoraclip.methods.audit.probes import (
     across_sources,
     attribute_answers,
@@ -32,26 +34,31 @@ from thoraclip.methods.audit.probes import (
     view_tests,
 )
 from thoraclip.methods.audit.refits import held_out_folds, refit, shuffled_answers
-from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, draw_sample, sample_images
-from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
+from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, choose_images, draw_sample, sample_images
+from thoraclip.methods.audit.scoring import ViewScores, choose_partners, fills_in_turn, score_views
+from thoraclip.pages import counted
 from thoraclip.proportions import patient_share
-from thoraclip.ranges import BatchSize, FoldCount, ImageCount, Range, Resamples, Seed
+from thoraclip.ranges import AuditImages, BatchSize, FoldCount, ImageCount, Range, Resamples, Seed
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["AuditConfig", "audit"]
+__all__ = ["AuditConfig", "audit", "audit_passes"]
 
 
-_RULES = 2
+_RULES = 3
 """Number of the rules by which pictures are altered; answers to views of another number are asked for again."""
+
+_TESTS = sum(test.asks == "classifier" for test in view_tests(dict.fromkeys(VIEWS))) + 1
+"""Tests of the classifier, with that of shared errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(Settings):
     """What one audit needs."""
 
-    images: ImageCount = 1000
-    """Images at most, drawn from those that the classifier has not seen, the classes in their own shares; 0 for all."""
+    images: AuditImages = "auto"
+    """Images that the classifier has not seen, drawn by patient, the classes in their own shares: auto (of the fewest
+    patients that can show an effect of 10 points beyond the margin), all, or a number at most."""
     masks: str = "auto"
     """Where the lungs are: auto (the manifest's masks where every image has one, else estimate), given, estimate (one
     usual region for all), none, or a folder with a segmentation model of your own in Transformers format."""
@@ -63,11 +70,11 @@ class AuditConfig(Settings):
     """Images per forward pass."""
     resamples: Resamples = 1000
     """Bootstrap resamples of patients behind every interval."""
-    saliency: ImageCount = 24
+    saliency: ImageCount = 4
     """Images whose heat maps are compared with the lungs; 0 for none."""
-    duplicates: bool = True
+    duplicates: bool = False
     """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked
-    at."""
+    at, some 10 ms each. In no verdict; a study looks for them by group_duplicates."""
     seed: Seed = 0
     """Of the images, the held-out parts, the partners and the resamples."""
 
@@ -104,16 +111,19 @@ def audit(
         ManifestError: no image to judge, or fewer classes than two.
         InputError: the run keeps no classifier.
     """
-    sample = draw_sample(run, manifest, images=config.images, seed=config.seed)
-    n = len(sample.target)
-    announce(f"{n} images that the classifier has not seen")
+    sample = draw_sample(run, manifest, images=config.images, seed=config.seed, tests=_TESTS)
+    announce(
+        f"{len(sample.target):,} images of {counted(int(sample.groups.max()) + 1, 'independent group')}, of "
+        f"{sample.available:,} that the classifier has not seen"
+    )
     spec = sample.classifiers[0][0].preprocess
     greys = sample_images(sample, manifest, spec, pixels)
     lungs = _find_lungs(sample, spec, config, progress)
     announce(lungs.words)
     usable = lungs.usable
     same, other, any_ = choose_partners(sample.target, sample.groups, sample.parts, usable, seed=config.seed)
-    scene = Scene(greys, lungs.masks, round(float(greys.mean())), same, other, any_, config.seed)
+    turn = fills_in_turn(sample.target, seed=config.seed)
+    scene = Scene(greys, lungs.masks, round(float(greys.mean())), same, other, any_, turn, config.seed)
     token = digest(
         [
             _RULES,
@@ -124,7 +134,7 @@ def audit(
             config.seed,
             scene.level,
             [list(classifier.features_key[1:]) for classifier, _ in sample.classifiers],
-            [array.tobytes().hex() for array in (np.packbits(lungs.masks), same, other, any_)],
+            [array.tobytes().hex() for array in (np.packbits(lungs.masks), same, other, any_, turn)],
         ]
     )
     seen = score_views(
@@ -134,6 +144,7 @@ def audit(
         manifest=sample.manifest,
         cache=out / "cache" / "views",
         token=token,
+        kept=lambda classifier, rows: run.kept_answers(classifier, manifest, sample.manifest.take(rows)),
         progress=progress,
     )
     named = {name: view.named for name, view in seen.items()}
@@ -142,7 +153,7 @@ def audit(
     refitted = {
         f"refitted {name}": refit(sample, view, sample.target, fold, l2=config.l2)
         for name, view in seen.items()
-        if name != "sham"
+        if name == "original" or VIEWS[name].refits != "no"
     }
     named |= refitted
     trials += probe_tests(refitted)
@@ -175,8 +186,19 @@ def audit(
             run, manifest, config, inspection or out / "cache" / "inspection", progress
         ),
         has_masks=bool(usable.any()),
+        available=sample.available,
     )
     return audit_report(facts, resamples=config.resamples, seed=config.seed)
+
+
+def audit_passes(manifest: Manifest, labels: LabelSet, images: int | str) -> int:
+    """Images through the network in an audit of as many, were none of the labelled ones seen; an upper bound."""
+    target = manifest.targets(labels)
+    rows = np.flatnonzero(target >= 0)
+    n = len(rows)
+    if images != "all":
+        n = len(choose_images(target[rows], independent_groups(manifest.take(rows)), images, seed=0, tests=_TESTS))
+    return sum(min(n, view.most or n) for view in VIEWS.values())
 
 
 def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, progress: Progress | None) -> LungRegions:

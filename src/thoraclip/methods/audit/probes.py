@@ -5,7 +5,7 @@ Each image is answered by a classifier that was fitted without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ _STROKES, _COLUMNS = 64, 8192
 _ATTRIBUTES = ("source", "view", "sex", "format")
 """Columns of a manifest that a classifier's features are asked for."""
 _LIKE = "random-removed"
-"""The control of what replaces as many pixels or more by one grey level."""
+"""The control of what replaces as many pixels or more in the same ways."""
 _FEWEST = 20
 """Images of a value below which it is not asked for."""
 
@@ -212,7 +212,7 @@ def attribute_answers(sample: AuditSample, original: ViewScores, fold: Ints, *, 
     return columns
 
 
-def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
+def view_tests(named: Collection[str]) -> list[ShortcutTest]:
     """What is asked of the classifier as it is; controls come last."""
     tests = [
         ShortcutTest(
@@ -222,7 +222,7 @@ def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
             after=name,
             before="" if view.is_alone else view.before,
             finds=view.finds if view.counts else "",
-            control=_LIKE if view.is_alone and view.fill == "mean" else "",
+            control=_LIKE if view.is_alone else "",
         )
         for name, view in VIEWS.items()
         if name in named and (view.is_alone or view.before)
@@ -230,7 +230,7 @@ def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
     return sorted(tests, key=lambda test: test.asks)
 
 
-def probe_tests(answers: Mapping[str, Ints]) -> list[ShortcutTest]:
+def probe_tests(answers: Collection[str]) -> list[ShortcutTest]:
     """What is asked of probes that are fitted on the views; controls, compared with the originals, come last."""
     tests = []
     for name, view in VIEWS.items():
@@ -247,7 +247,7 @@ def probe_tests(answers: Mapping[str, Ints]) -> list[ShortcutTest]:
                 after=f"refitted {name}",
                 before=before,
                 finds=view.finds if counts else "",
-                control=f"refitted {_LIKE}" if view.is_alone and view.fill == "mean" else "",
+                control=f"refitted {_LIKE}" if view.is_alone else "",
             )
         )
     return sorted(tests, key=lambda test: test.asks != "data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.data.views import VIEWS, Scene, make_view
+from thoraclip.data.views import FILLS, VIEWS, Scene, make_view
 from thoraclip.predictor import Looker
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["SHAM_IMAGES", "ViewScores", "choose_partners", "score_views"]
+__all__ = ["ViewScores", "choose_partners", "fills_in_turn", "score_views"]
 
 Ints = npt.NDArray[np.int64]
-
-SHAM_IMAGES = 64
-"""Images of the sham, which must be equal and not alike: more would show nothing more."""
 
 _ANSWERS = ArrayKind(
     name="answers", arrays={"features": ("float32", 2), "scores": ("float64", 2)}, schema=1, remedy="thoraclip audit"
@@ -68,6 +65,13 @@ def choose_partners(
     return chosen[0], chosen[1], chosen[2]
 
 
+def fills_in_turn(target: Ints, *, seed: int) -> Ints:
+    """i64[N]: 0, 1, 2, ... dealt at random within each class i64[N], see `Scene.turn`."""
+    turn = np.empty(len(target), dtype=np.int64)
+    turn[np.lexsort((np.random.default_rng([seed, 3]).random(len(target)), target))] = np.arange(len(target))
+    return turn
+
+
 def score_views(
     scene: Scene,
     classifiers: Sequence[tuple[Looker, Ints]],
@@ -76,6 +80,7 @@ def score_views(
     manifest: Manifest,
     cache: Path,
     token: str,
+    kept: Callable[[Looker, Ints], tuple[Any, Any] | None] = lambda *_: None,
     progress: Progress | None = None,
 ) -> dict[str, ViewScores]:
     """View -> answers of every image that the view can be made of; a view without such an image is left out.
@@ -87,6 +92,7 @@ def score_views(
         manifest: of the N images.
         cache: folder that keeps the answers; a killed pass goes on there.
         token: equal for equal classifiers, pictures and lungs.
+        kept: (classifier, rows) -> features and scores of these images as they are, where they are known already.
         progress: called with (done, total) over all views.
     """
     rows = {name: _shown(name, scene) for name in VIEWS}
@@ -105,7 +111,11 @@ def score_views(
             made: list[tuple[Ints, Any, Any]] = []
             for classifier, own in classifiers:
                 judged = np.intersect1d(shown, own)
-                for first in range(0, len(judged), batch_size):
+                known = kept(classifier, judged) if name == "original" and len(judged) else None
+                if known:
+                    made.append((judged, *known))
+                    done += len(judged)
+                for first in range(0, 0 if known else len(judged), batch_size):
                     some = judged[first : first + batch_size]
                     made.append((some, *classifier.look(make_view(VIEWS[name], scene, some))))
                     done += len(some)
@@ -125,15 +135,13 @@ def _shown(name: str, scene: Scene) -> Ints:
     """Rows of which this view can be made."""
     view = VIEWS[name]
     usable = scene.lungs.any(axis=(1, 2)) if view.needs_lungs else np.ones(len(scene.greys), dtype=bool)
-    partners: Mapping[str, Ints] = {"same": scene.same, "other": scene.other, "any": scene.any}
     if view.fill in {"same", "other"}:  # they are compared with each other
         usable = usable & (scene.same >= 0) & (scene.other >= 0)
-    elif view.fill in partners:
-        usable = usable & (partners[view.fill] >= 0)
+    elif "any" in FILLS.get(view.fill, (view.fill,)):
+        usable = usable & (scene.any >= 0)
     rows = np.flatnonzero(usable)
-    if name == "sham":
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(SHAM_IMAGES, len(rows))).astype(np.int64))]
-    return rows
+    most = min(view.most or len(rows), len(rows))
+    return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
 
 
 def _gather(made: Sequence[tuple[Ints, Any, Any]], count: int) -> ViewScores:

@@ -24,6 +24,7 @@ from thoraclip.evaluation.figures import training_figure
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods.running import MethodOutput, Part, RunContext, Scores, parts, pooled_predictions
+from thoraclip.methods.tracking import TrackedRun
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Sampler
@@ -49,6 +50,7 @@ class FoldTraining(Generic[C]):
     labels: LabelSet  # the classes
     group: ProcessGroup  # the processes
     title: str = ""  # which of how many folds, for messages: `fold 2 of 3, `; empty where there is one training
+    tracked: TrackedRun | None = None  # the run in the trackers
 
     @property
     def folder(self) -> Path:
@@ -141,24 +143,24 @@ def train_folds(
     Returns:
         As every method, with what was chosen by fold under `chosen`; `None` in all but the first of several processes.
     """
-    with ProcessGroup(wanted=config.processes, trackers=config.trackers, folder=context.folder.path) as group:
-        if group.count > 1 and group.is_main:
-            context.log(f"{kind}: {group.count} processes")
-        if config.chunk_size > config.batch_size and group.is_main:
-            sizes = f"chunk_size = {config.chunk_size} exceeds batch_size = {config.batch_size}"
-            context.log(f"{kind}: {sizes}; chunks are whole batches")
-        manifest, rows, scores, chosen = context.manifest, [], [], []
-        labels = manifest.label_set(config.classes)
-        metrics: list[Mapping[str, object]] = []
-        group.track(dataclasses.asdict(config))
-        folds = list(
-            parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
-        )
-        if group.is_main:
-            _remove_others(context)
+    group = ProcessGroup(wanted=config.processes)
+    if group.count > 1 and group.is_main:
+        context.log(f"{kind}: {group.count} processes")
+    if config.chunk_size > config.batch_size and group.is_main:
+        sizes = f"chunk_size = {config.chunk_size} exceeds batch_size = {config.batch_size}"
+        context.log(f"{kind}: {sizes}; chunks are whole batches")
+    manifest, rows, scores, chosen = context.manifest, [], [], []
+    labels = manifest.label_set(config.classes)
+    metrics: list[Mapping[str, object]] = []
+    folds = list(parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds))
+    if group.is_main:
+        _remove_others(context)
+    names = config.trackers if group.is_main else ()
+    settings = dataclasses.asdict(config)
+    with TrackedRun(names, context.folder.path, fingerprint=context.fingerprint, settings=settings) as tracked:
         for number, part in enumerate(folds, start=1):
             title = f"fold {number} of {len(folds)}, " if len(folds) > 1 else ""
-            training: FoldTraining[C] = FoldTraining(config, context, part, labels, group, title)
+            training: FoldTraining[C] = FoldTraining(config, context, part, labels, group, title, tracked)
             if not group.first(_is_trained(training, read_note)):
                 train(training)
             group.wait()
@@ -172,9 +174,9 @@ def train_folds(
                 scores.append(test)
                 context.keep_validation(part, labels, validation)
             group.wait()  # an error in the next fold then meets all at once, not the first one in the midst of scoring
-        if not group.is_main:
-            return None
-        return MethodOutput(pooled_predictions(manifest, labels, rows, scores), {"chosen": chosen}, metrics)
+    if not group.is_main:
+        return None
+    return MethodOutput(pooled_predictions(manifest, labels, rows, scores), {"chosen": chosen}, metrics)
 
 
 def _is_trained(training: FoldTraining[C], read_note: Callable[[Path], Mapping[str, Any]]) -> bool:

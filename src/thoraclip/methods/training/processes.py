@@ -7,44 +7,24 @@ accelerate launch -m thoraclip COMMAND ...                    on GPUs
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from thoraclip.errors import ConfigError, MissingExtraError, TrainingError, did_you_mean, first_line
+from thoraclip.errors import ConfigError, TrainingError
 from thoraclip.runs import process_count
 
-__all__ = ["TRACKERS", "ProcessGroup", "require_launch", "require_trackers"]
-
-TRACKERS: Mapping[str, tuple[str, ...]] = {
-    "mlflow": ("mlflow",),
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "trackio": ("trackio",),
-    "wandb": ("wandb",),
-}
-"""Tracker -> the packages of which one must be installed; Accelerate itself ignores a missing one."""
+__all__ = ["ProcessGroup", "require_launch"]
 
 _PATIENCE = timedelta(days=7)
 """How long a process waits for one that decodes or scores; one that died is noticed at once, or by the launcher."""
 
 
-def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
-    """Refuse what cannot start as it was launched; nothing is written or connected here. Args as in `ProcessGroup`.
-
-    Raises:
-        ConfigError: another number of processes than was asked for, or an unknown tracker.
-        MissingExtraError: a tracker is not installed.
-    """
-    require_trackers(trackers)
-    for name in trackers:
-        if not any(find_spec(package) for package in TRACKERS[name]):
-            raise MissingExtraError(TRACKERS[name][-1], "track")
+def require_launch(wanted: int = 0) -> None:
+    """Raise ConfigError where another number of processes was started than `wanted`; 0 takes as many as there are."""
     # Accelerate's launcher starts one process on CPUs, whatever was asked, and leaves only this trace
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if asked and "WORLD_SIZE" not in os.environ:
@@ -59,38 +39,25 @@ def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
         )
 
 
-def require_trackers(names: Iterable[str]) -> None:
-    """Raise ConfigError for the first name that is no tracker."""
-    for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(f"unknown tracker '{name}'{did_you_mean(name, TRACKERS)}")
-
-
 class ProcessGroup:
     """The processes of one training run; with one process nothing is sent anywhere.
 
-    As a context it ends the trackers' run, also where an error leaves it.
-
     Args:
         wanted: how many processes there must be; 0 takes as many as were launched.
-        trackers: names in `TRACKERS` that get the metrics besides the run folder.
-        folder: where trackers that write files put them.
 
     Raises:
-        ConfigError, MissingExtraError: as in `require_launch`.
+        ConfigError: as in `require_launch`.
     """
 
-    def __init__(self, *, wanted: int = 0, trackers: Sequence[str] = (), folder: Path | None = None) -> None:
+    def __init__(self, *, wanted: int = 0) -> None:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
-        require_launch(wanted=wanted, trackers=trackers)
+        require_launch(wanted)
         launched = process_count()  # Accelerate changes the environment that it is read from
         self._accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision="no",  # precision is a setting of the run, not of the launcher
-            log_with=list(trackers) or None,
-            project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
         if self.count != launched:
@@ -98,14 +65,6 @@ class ProcessGroup:
                 f"{self.count} processes were started by a launcher that does not set WORLD_SIZE; start them with: "
                 f"torchrun --nproc_per_node {self.count} -m thoraclip COMMAND ..."
             )
-        self._trackers, self._tracking = tuple(trackers), False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for tracker in self._accelerator.trackers if self._tracking else ():
-            tracker.finish()
 
     @property
     def device(self) -> torch.device:
@@ -171,24 +130,6 @@ class ProcessGroup:
         """Until every process is here."""
         with _others_alive():
             self._accelerator.wait_for_everyone()
-
-    def track(
-        self, settings: Mapping[str, Any] | None = None, values: Mapping[str, float] | None = None, *, step: int = 0
-    ) -> None:
-        """Tell the trackers the settings, once, or the values of a step."""
-        if not self._trackers:
-            return
-        if settings is not None:
-            plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
-            try:
-                self._accelerator.init_trackers("thoraclip", config=plain)
-            except Exception as error:  # each tracker has its own: no account, no network, no room
-                raise ConfigError(
-                    f"trackers = {list(self._trackers)}: cannot begin ({first_line(error)}); mend it or leave them out"
-                ) from error
-            self._tracking = True
-        if values is not None:
-            self._accelerator.log(dict(values), step=step)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from thoraclip.config import Settings
 from thoraclip.errors import ConfigError
-from thoraclip.methods.training.processes import require_trackers
+from thoraclip.methods.tracking import require_trackers
 from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.ranges import BatchSize, Count, Fraction, OneOf, Range, Seed, Weight, Weighting
 
@@ -53,8 +53,8 @@ class TrainingSettings(Settings):
     processes: Count = 0
     """How many processes there must be; 0 takes as many as were launched."""
     trackers: tuple[str, ...] = ()
-    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that,
-    unlike the rest of a run folder, they are other bytes in every run."""
+    """Trackers that get losses, validations, test metrics and the model card too: mlflow, tensorboard, trackio, wandb.
+    Their files and trackers.json, unlike the rest of a run folder, are other bytes in every run."""
     seed: Seed = 0
     """Decides initial values, held-out part, order, augmentation and dropout."""
 

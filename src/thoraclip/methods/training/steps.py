@@ -174,4 +174,5 @@ class Steps:
         step, fold = self.progress.step, self._training.part.fold
         self.progress.rows.append({"step": step, **values})
         prefix = "" if fold is None else f"fold-{fold}/"
-        self._training.group.track(values={f"{prefix}{name}": value for name, value in values.items()}, step=step)
+        if self._training.tracked:
+            self._training.tracked.log({f"{prefix}{name}": value for name, value in values.items()}, step=step)
