@@ -77,7 +77,8 @@ def make_step(given: argparse.Namespace) -> ContrastiveStep:
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
     config = Config(batch_size=given.batch, chunk_size=given.chunk)  # standard augmentation, seed 0
-    return ContrastiveStep(config, "unicl", 100.0, tuned, greys, targets, texts, ProcessGroup(), None)
+    shared = {"tuned": tuned, "greys": greys, "targets": targets, "group": ProcessGroup()}
+    return ContrastiveStep(config=config, loss="unicl", logit_scale_max=100.0, texts=texts, **shared)
 
 
 def stepper(contrast: ContrastiveStep, batch_size: int) -> Callable[[], None]:

@@ -38,6 +38,7 @@ BENCHMARKS = {
     "scaling": "benchmarks.scaling",
     "probing": "benchmarks.probing",
     "contrastive": "benchmarks.contrastive",
+    "tuning": "benchmarks.tuning",
     "estimate": "benchmarks.estimate",
     "lungs": "benchmarks.lungs",
     "audit": "benchmarks.audit",

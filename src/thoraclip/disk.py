@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import IO
 
 from thoraclip.errors import InputError, why_not_written
 
-__all__ = ["make_folder", "needing_room", "take_room", "writing"]
+__all__ = ["make_folder", "needing_room", "require_room", "take_room", "writing"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk is full, or a user's share of it."""
@@ -45,6 +46,15 @@ def needing_room(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot be written ({os.strerror(number)}); make room on that disk and run the same command again"
         ) from error
+
+
+def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
+    """Raise InputError where the disk of a folder has no room for `needed` bytes; the message begins with `what`."""
+    free = shutil.disk_usage(folder).free
+    if needed > 0.95 * free:
+        raise InputError(
+            f"{folder}: {what} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; {remedy}"
+        )
 
 
 def take_room(stream: IO[bytes], size: int) -> None:

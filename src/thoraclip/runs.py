@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoraclip.disk import make_folder, needing_room, take_room
+from thoraclip.disk import make_folder, needing_room, require_room, take_room
 from thoraclip.documents import kept_json
 from thoraclip.errors import ThoraclipError, first_line
 from thoraclip.locks import is_empty, is_main_process, locked, process_count, writes
@@ -53,6 +53,7 @@ __all__ = [
     "remove_leftovers",
     "require_file",
     "require_own",
+    "require_room",
     "take_room",
     "unforeseen_errors",
     "whole_folder",

@@ -165,7 +165,7 @@ def contents(text: str) -> list[Callable[[], None]]:
     """Every function of `show` that prints text of others, with `text` in all places."""
     given_: dict[str, Any] = {"out": Path("out"), "strict": False, "dry_run": True}
     rows = {"name": text, "kind": text, "seed": 1, "images_encoded": 2, "images_trained": 0, "done": False, "seconds": 1.0,
-            "cached": [text], "error": text}  # fmt: skip
+            "cached": [text], "token_bytes": 1, "error": text}  # fmt: skip
     totals = {"seconds": 1.0, "factor": 2.0, "complete": True, "images_encoded": 1, "images_trained": 1}
     plan = {"source": text, "images": 3, "runs": [rows], "stages": [], "totals": totals, "notes": [text]}
     alone = {"value": 0.5, "low": 0.1, "high": 0.9}

@@ -59,3 +59,24 @@ def test_a_tower_without_a_classifier_of_its_own_is_fine_tuned_end_to_end(images
     settings = [f"model={model}", "steps=1", "batch_size=4", "only_folds=[0]", "augmentation=none"]
     asked = [part for setting in settings for part in ("--set", setting)]
     assert run(["baseline", str(images), "--out", str(tmp_path / "run"), *asked]) == 0
+
+
+def test_from_lora_without_texts_to_a_bundle(images: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = save_tower("dinov2", tmp_path / "tower")
+    settings = [f"model={model}", "loss=cross_entropy", "lora_blocks=1", "prefix_views=1", "steps=2", "batch_size=4",
+                "only_folds=[0]", "chunk_size=4", "lora_dropout=0.1"]  # fmt: skip
+    asked = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "run"
+    assert run(["finetune", str(images), "--out", str(out), *asked]) == 0
+    assert "first 1 of 2 blocks: 48 images and augmented views x 17 tokens x 16 numbers" in capsys.readouterr().err
+    assert (out / "fold-0" / "head.safetensors").is_file() and not list((out / "pixels").glob("tokens-*"))
+    assert "by a linear head on the pooled features" in (out / "README.md").read_text()
+    assert run(["export", str(out), "--manifest", str(images), "--out", str(tmp_path / "bundle")]) == 0
+    picture = str(next((images.parent / "images").rglob("*.png")))
+    assert run(["explain", str(out), picture, "--manifest", str(images), "--out", str(tmp_path / "map.png")]) == 0
+    assert run(["predict", str(tmp_path / "bundle"), picture]) == 0
+    capsys.readouterr()
+    refused = ["finetune", str(images), "--out", str(tmp_path / "none"), *asked, "--set", "lora_blocks=3"]
+    assert run(refused) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "has 2 blocks; take at most 2" in message and not (tmp_path / "none").exists()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tests.conftest import files
 
+from thoraclip import disk
 from thoraclip.data import batches as module
 from thoraclip.data.batches import PIXELS, grey_batches, in_batches, pixel_cache
 from thoraclip.errors import ImageError, InputError, MismatchError
@@ -139,10 +140,10 @@ def test_a_killed_cache_goes_on_and_ends_with_the_same_bytes(
 def test_a_full_disk_is_told_before_the_work(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * 256 / 0.95 - 1))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * 256 / 0.95 - 1))
     with pytest.raises(InputError, match=r"needs 0\.0 GB and the disk has 0\.0 GB left; name a folder on another disk"):
         pixel_cache(manifest, SPEC, tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * 256 / 0.95 + 1))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * 256 / 0.95 + 1))
     pixel_cache(manifest, SPEC, tmp_path)
 
 

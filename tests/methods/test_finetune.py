@@ -222,6 +222,8 @@ def test_the_chunk_and_unseen_settings_do_not_change_the_result(whole: Path, tra
         ("unicl", {"class_weight": "balanced"}),
         ("siglip", {"sampling": "balanced"}),
         ("prompt_ce", {"towers": "vision"}),
+        ("supcon", {"lora_blocks": 1}),
+        ("cross_entropy", {"class_weight": "balanced"}),
     ],
 )
 def test_every_loss_learns_the_training_images(loss: str, extra: dict[str, Any], train: Train, tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
     own = {
         "captions": "", "append_label": False, "prompts": "chest-xray-ensemble", "loss": "unicl", "batch_size": 256,
         "chunk_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "train_logit_scale": True, "logit_scale_max": 100.0,
-        "class_weight": "none", "select": "zeroshot",
+        "class_weight": "none", "select": "auto", "prefix_views": 4, "temperature": 0.1,
     }  # fmt: skip
     shared = (ModelConfig, LoraSettings, TrainingSettings)
     assert (
@@ -384,6 +386,11 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
         ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out"),
         ({"augmentation": "heavy"}, "unknown augmentation 'heavy'; known: light, none, standard"),
         ({"rank": 0}, "rank = 0"),
+        ({"lora_blocks": 3}, r"lora_blocks = 3: the vision tower of '.*' has 2 blocks; take at most 2"),
+        ({"loss": "supcon", "captions": "c.csv"}, r"captions = 'c.csv': loss = 'supcon' reads no texts and tunes the vision tower alone; leave it out"),
+        ({"loss": "supcon", "towers": "text"}, "towers = 'text': loss = 'supcon' .* leave it out, or choose another loss"),
+        ({"loss": "cross_entropy", "projections": "train"}, "projections = 'train': .* leave it out"),
+        ({"loss": "cross_entropy", "select": "zeroshot"}, "select = 'zeroshot': .* leave it out"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(settings: dict[str, Any], message: str, train: Train) -> None:

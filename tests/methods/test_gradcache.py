@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from thoraclip.data.batches import pixel_cache
 from thoraclip.data.index import index
 from thoraclip.labels import load_prompts
-from thoraclip.methods import contrastive as module
+from thoraclip.methods import image_step as module
 from thoraclip.methods import losses
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
 from thoraclip.methods.finetune import Config
@@ -67,8 +67,9 @@ def make_step(
     greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").arrays["pixels"]
     weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
     return ContrastiveStep(
-        config, loss, config.logit_scale_max, tuned, greys, manifest.targets(labels), texts, ProcessGroup(), weight
-    )
+        config=config, loss=loss, logit_scale_max=config.logit_scale_max, tuned=tuned, greys=greys,
+        targets=manifest.targets(labels), texts=texts, group=ProcessGroup(), weight=weight,
+    )  # fmt: skip
 
 
 def with_settings(contrast: ContrastiveStep, **settings: Any) -> ContrastiveStep:

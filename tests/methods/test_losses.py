@@ -13,15 +13,24 @@ from tests.conftest import examples
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from thoraclip.methods.losses import LOSSES, infonce, prompt_cross_entropy, siglip, unicl
+from thoraclip.methods.losses import LOSSES, Pairs, infonce, prompt_cross_entropy, siglip, supcon, unicl
 
 Case = dict[str, Tensor]
-"""image, text, prompt: unit vectors in float64; scale, bias; target: class of each pair; classes: class of each prompt; weight."""
+"""image, text, prompt: unit vectors in float64; logits of each image; scale, bias; target: class of each pair; classes: class of each prompt; weight."""
+
+
+def of_head(logits: Tensor, target: Tensor, *, weight: Tensor | None) -> Tensor:
+    nothing = torch.zeros(())
+    return LOSSES["cross_entropy"].value(Pairs(logits, logits, nothing, nothing, target, weight=weight))
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "infonce": (infonce, ("image", "text", "scale")),
     "unicl": (unicl, ("image", "text", "scale", "target")),
     "siglip": (siglip, ("image", "text", "scale", "bias", "target")),
     "prompt_ce": (prompt_cross_entropy, ("image", "prompt", "scale", "target", "classes")),
+    "supcon": (supcon, ("image", "scale", "target")),
+    "cross_entropy": (of_head, ("logits", "target")),
 }
 CAPTIONED = ("infonce", "unicl", "siglip")
 
@@ -37,6 +46,8 @@ def make_case(
     }
     numbers = {"scale": torch.tensor(scale).double(), "bias": torch.tensor(bias).double()}
     weight = 0.1 + torch.rand(len(target), generator=generator, dtype=torch.float64)
+    logits = torch.randn(len(target), max(classes) + 1, generator=generator, dtype=torch.float64)
+    numbers |= {"logits": scale * logits}
     return case | numbers | {"target": torch.tensor(target), "classes": torch.tensor(classes), "weight": weight}
 
 
@@ -74,11 +85,20 @@ def slowly(name: str, case: Case, weight: Sequence[float]) -> float:
     for c in sorted(set(case["classes"].tolist())):
         own = [p for p, k in zip(case["prompt"], case["classes"].tolist(), strict=True) if k == c]
         vectors.append(sum(own) / math.sqrt(float(sum(own) @ sum(own))))
-    total = 0.0
+    total, counted = 0.0, size
+    if name == "supcon":
+        counted = max(1, sum(y.count(label) > 1 for label in y))
     for i in range(size):
         alike, term = [j for j in range(size) if y[j] == y[i]], 0.0
         if name == "prompt_ce":
             term = -log_of_share([scale * float(case["image"][i] @ v) for v in vectors], target[i])
+        elif name == "cross_entropy":
+            term = -log_of_share(case["logits"][i].tolist(), target[i])
+        elif name == "supcon":
+            others = [k for k in range(size) if k != i]
+            near = [scale * float(case["image"][i] @ case["image"][k]) for k in others]
+            for j in alike:
+                term -= log_of_share(near, others.index(j)) / (len(alike) - 1) if j != i else 0
         elif name == "siglip":
             for j in range(size):
                 x = (1 if j in alike else -1) * (logit[i][j] + float(case["bias"]))
@@ -88,7 +108,7 @@ def slowly(name: str, case: Case, weight: Sequence[float]) -> float:
                 term -= log_of_share(logit[i], j) / len(alike) / 2
                 term -= log_of_share([logit[k][i] for k in range(size)], j) / len(alike) / 2
         total += weight[i] * term
-    return total / size
+    return total / counted
 
 
 def test_every_loss_is_here() -> None:
@@ -107,8 +127,8 @@ def test_what_is_told_apart_costs_nothing_and_one_representation_for_all_costs_t
     """Captions that only name three classes leave a batch of 80 a floor of 3.28 of these 4.38 nats (27, 27 and 26 alike)."""
     apart = torch.eye(4, dtype=torch.float64)
     case = make_case(0, target=range(4), classes=range(4), width=4, scale=1000, bias=-500)
-    case |= {"image": apart, "text": apart, "prompt": apart}
-    assert [float(loss(name, case)) for name in LOSSES] == pytest.approx([0] * 4, abs=1e-12)
+    case |= {"image": apart, "text": apart, "prompt": apart, "logits": 1000 * apart}
+    assert [float(loss(name, case)) for name in LOSSES] == pytest.approx([0] * len(LOSSES), abs=1e-12)
     case = make_case(0, target=[n % 3 for n in range(80)], classes=range(3), width=3, scale=100, bias=0)
     same, corners = case["text"][:1].expand(80, -1), torch.eye(3, dtype=torch.float64)[case["target"]]
     for rows, expected in ((same, math.log(80)), (corners, 3.28357)):

@@ -311,8 +311,8 @@ def test_each_kind_loads_the_classifier_of_the_fold(
     fold: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    for module in (probe, zeroshot):
-        monkeypatch.setattr(module, "load_encoder", lambda config: asked.append(config) or Encoder())
+    for module, name in ((probe, "load_encoder"), (zeroshot, "load_text_encoder")):
+        monkeypatch.setattr(module, name, lambda config, *_: asked.append(config) or Encoder())
     monkeypatch.setattr(
         baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or SimpleNamespace(labels=LABELS)
     )  # fmt: skip

@@ -115,9 +115,15 @@ def test_it_is_the_mask_times_the_scale_whether_the_model_trains_or_not(shape: t
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    for rows in (1, 6):
-        with pytest.raises(ConfigError, match=f"3 samples for {rows} rows; a tower must keep one row a sample"):
+    for rows in (1, 5):
+        with pytest.raises(ConfigError, match=f"3 samples for {rows} rows; a tower must keep a sample's together"):
             keyed(0.1, [0, 1, 2])(torch.zeros(rows, 4))
+
+
+def test_windows_of_a_sample_are_its_rows() -> None:
+    """As in Swin: two windows of four numbers drop what one row of eight numbers drops."""
+    x = torch.randn(6, 4)
+    assert torch.equal(keyed(0.5, [7, 1, 2])(x), keyed(0.5, [7, 1, 2])(x.view(3, 8)).view(6, 4))
 
 
 def test_under_autocast_it_answers_in_the_precision_of_what_follows_and_without_in_its_own() -> None:

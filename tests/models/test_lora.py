@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from tests.checkpoints import FAMILIES, SIDE, save_checkpoint
+from tests.checkpoints import FAMILIES, SIDE, TOWERS, save_checkpoint, save_tower
 from tests.conftest import files
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -21,9 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from thoraclip.errors import ConfigError, InputError, MismatchError, ModelError
 from thoraclip.models.dropout import KeyedDropout
-from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder, load_vision_encoder
 from thoraclip.models.files import read_note
-from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora, resolve_targets
+from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora, check_lora, resolve_targets
 
 DUAL = "vision-text-dual-encoder"
 CLIP_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -136,10 +137,10 @@ def test_a_name_is_the_whole_end_of_a_layers_own_name_in_every_tower_that_is_tun
 ) -> None:
     encoder = load(checkpoints[family])
     if isinstance(expected, list):
-        assert resolve_targets(encoder, names, towers) == expected
+        assert resolve_targets(encoder, LoraSettings(target_modules=tuple(names), towers=towers)) == expected
     else:
         with pytest.raises(ConfigError, match=expected):
-            resolve_targets(encoder, names, towers)
+            resolve_targets(encoder, LoraSettings(target_modules=tuple(names), towers=towers))
 
 
 def test_a_rank_above_that_of_every_layer_is_refused(checkpoints: dict[str, Path]) -> None:
@@ -151,7 +152,9 @@ def test_a_rank_above_that_of_every_layer_is_refused(checkpoints: dict[str, Path
 def test_the_resolved_layers_get_lora_and_no_others(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """From twenty layers on PEFT shortens the list to endings, which must not catch more."""
     for name in CLIP_NAMES:
-        assert resolve_targets(load(checkpoints[family]), [name], "both") == sorted(expected_targets(family, name))
+        assert resolve_targets(load(checkpoints[family]), LoraSettings(target_modules=(name,))) == sorted(
+            expected_targets(family, name)
+        )
     tuned = tune(checkpoints[family], target_modules=CLIP_NAMES, projections="freeze")
     shake(tuned).save(tmp_path / "adapter", {})
     again = PeftModel.from_pretrained(AutoModel.from_pretrained(checkpoints[family]), tmp_path / "adapter")
@@ -239,7 +242,7 @@ def test_initial_values_depend_on_the_seed_alone_and_every_layer_has_its_own(che
 def test_each_layer_drops_by_a_number_and_a_tower_of_its_own(family: str, checkpoints: dict[str, Path]) -> None:
     tuned = tune(checkpoints[family], lora_dropout=0.3)
     found = {n: m for n, m in tuned.encoder.model.named_modules() if isinstance(m, KeyedDropout)}
-    assert len(found) == len(resolve_targets(load(checkpoints[family]), LoraSettings().target_modules, "both"))
+    assert len(found) == len(resolve_targets(load(checkpoints[family]), LoraSettings()))
     assert sorted(m.module for m in found.values()) == list(range(len(found)))
     for name, module in found.items():
         assert module.key is (tuned.text_key if ".text_model." in name else tuned.vision_key)
@@ -325,6 +328,69 @@ def test_equal_weights_give_equal_bytes(names: tuple[str, ...], checkpoints: dic
     config = json.loads((tmp_path / "one" / "adapter_config.json").read_text(encoding="utf-8"))
     for name in ("target_modules", "modules_to_save"):
         assert len(config[name]) > 1 and config[name] == sorted(config[name]), name
+
+
+OWN_NAMES: dict[str, tuple[str, ...]] = {
+    "dinov3_vit": ("q_proj", "up_proj", "down_proj"),
+    "convnext": ("pwconv1", "pwconv2"),
+    "convnextv2": ("pwconv1", "pwconv2"),
+    "dinov3_convnext": ("pointwise_conv1", "pointwise_conv2"),
+    "swinv2": ("query", "intermediate.dense", "output.dense"),
+}
+"""Of a vision tower, what q_proj, fc1 and fc2 are; the others have these very names."""
+
+
+@pytest.mark.parametrize("name", [name for name in TOWERS if name != "efficientnet"])
+def test_lora_on_a_vision_tower_works_or_says_what_there_is(name: str, tmp_path: Path) -> None:
+    """Masks included, and plain PEFT loads what was saved on the plain Transformers model."""
+    folder = save_tower(name, tmp_path / name)
+    encoder = load_vision_encoder(str(folder), precision="fp32")
+    names = ("fc1", "fc2") if "convnext" in name else ("q_proj", "fc1", "fc2")
+    settings = LoraSettings(target_modules=names, towers="vision", lora_dropout=0.3)
+    if name.startswith(("resnet", "regnet", "mobilenet")):
+        with pytest.raises(ConfigError, match="none of them is in the vision tower of '.*'; it has no linear layer"):
+            add_lora(encoder, settings, seed=0)
+        with pytest.raises(ConfigError, match="it has no linear layer"):
+            check_lora(str(folder), settings)
+        return
+    targets = resolve_targets(encoder, settings)
+    own = OWN_NAMES.get(name, names)
+    assert (
+        targets and all(any(t.endswith(end) for t in targets) for end in own) and all(t.endswith(own) for t in targets)
+    )
+    expected = encoder.image_features(PIXELS)[0]
+    tuned = add_lora(encoder, settings, seed=0)
+    assert close((tuned.encoder.image_features(PIXELS)[0],), (expected,)), "B is zero"
+    shake(tuned)
+    tuned.vision_key.use(1, torch.arange(3))
+    masked = tuned.encoder.image_features(PIXELS)[0]
+    tuned.clear_masks()
+    moved = tuned.encoder.image_features(PIXELS)[0]
+    assert not close((masked,), (moved,)) and not close((moved,), (expected,))
+    tuned.save(tmp_path / "adapter", {})
+    more = {"mask_ratio": 0.0} if name == "vit_mae" else {}  # it would leave patches out
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(folder, **more), tmp_path / "adapter").eval()
+    plain = dataclasses.replace(load_vision_encoder(str(folder), precision="fp32"), model=model)
+    assert close((plain.image_features(PIXELS)[0],), (moved,))
+    assert close((load_vision_encoder(str(folder), adapter=str(tmp_path / "adapter"), precision="fp32").image_features(PIXELS)[0],), (moved,))  # fmt: skip
+
+
+def test_the_last_blocks_of_each_tuned_tower_get_lora(checkpoints: dict[str, Path]) -> None:
+    for towers, begins in (("both", ("vision", "text")), ("text", ("text",))):
+        targets = resolve_targets(load(checkpoints["clip"]), LoraSettings(lora_blocks=1, towers=towers))
+        assert {t.rpartition(".layers.")[0] for t in targets} == {f"{b}_model.encoder" for b in begins}
+        assert all(".layers.1." in t for t in targets)
+    every = resolve_targets(load(checkpoints["clip"]), LoraSettings())
+    assert resolve_targets(load(checkpoints["clip"]), LoraSettings(lora_blocks=2)) == every
+    heads = [t for t in resolve_targets(load(checkpoints["siglip"]), LoraSettings(lora_blocks=2)) if ".head." in t]
+    assert heads == [], "what follows the blocks is none of them"
+    for settings in (LoraSettings(lora_blocks=3), LoraSettings(lora_blocks=9, towers="text")):
+        with pytest.raises(
+            ConfigError, match=r"lora_blocks = \d: the (vision|text) tower of '.*' has 2 blocks; take at"
+        ):
+            check_lora(str(checkpoints["clip"]), settings)
+    with pytest.raises(ConfigError, match="rank = 999: the layers of '.*' have at most rank"):
+        check_lora(str(checkpoints["clip"]), LoraSettings(rank=999))
 
 
 @pytest.mark.parametrize("family", ["siglip", DUAL])

@@ -7,12 +7,14 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.checkpoints import save_blip
 from tests.conftest import files
 
+from thoraclip import disk
 from thoraclip.cli import show
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
@@ -191,6 +193,30 @@ def test_times_are_counts_times_what_a_batch_took(study_file: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("untimed")
+def test_the_room_for_tokens_is_said_and_a_disk_without_it_is_an_error(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 images in two augmented views and as they are: 17 tokens of 16 fp32 numbers each."""
+    rows = """manifest = "m.parquet"\nmodel = "clip"\nprecision = "fp32"\naudit = "none"
+[[methods]]\nname = "some"\nkind = "finetune"\nlora_blocks = 1\nprefix_views = 2\nbatch_size = 4
+[[methods]]\nname = "all"\nkind = "finetune"\nbatch_size = 4
+[[methods]]\nname = "uncached"\nkind = "finetune"\nlora_blocks = 1\nprefix_views = 0\nbatch_size = 4
+"""
+    study_file.write_text(rows)
+
+    def plan() -> list[dict[str, Any]]:
+        return plan_study(*read_study(study_file, {}), tmp_path / "out")["runs"]
+
+    some, every, uncached = plan()
+    assert [row["token_bytes"] for row in (some, every, uncached)] == [24 * 3 * 17 * 16 * 4, 0, 0]
+    assert some["images_encoded"] == every["images_encoded"] + 3 * 24 and some["error"] is None
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=some["token_bytes"]))
+    full, every, _ = plan()
+    assert "the cache of tokens needs 0.0 GB and the disk has 0.0 GB left; lower prefix_views" in full["error"]
+    assert every["error"] is None
+
+
+@pytest.mark.usefixtures("untimed")
 def test_what_fails_is_an_error_of_its_row_and_of_its_followers(study_file: Path, tmp_path: Path) -> None:
     text = STUDY.replace("steps = 3", "batch_size = 500\nsteps = 3").replace("batch_size = 5\n", "")
     (tmp_path / "captions.csv").write_text("image_id,caption\nCOVID-19/0.png,a chest film")
@@ -229,7 +255,8 @@ def test_the_command_prints_the_plan(images: Path, tmp_path: Path, capsys: pytes
     found = json.loads(captured.out)
     assert captured.err.count("timing tiny-clip") == 1
     assert not (tmp_path / "out").exists()
-    keys = {"name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "cached", "error"}
+    keys = {"name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "cached", "token_bytes",
+            "error"}  # fmt: skip
     assert all(set(row) == keys for row in (*found["runs"], *found["stages"]))
     assert (found["schema"], found["images"], found["totals"]["factor"]) == (2, 24, 3)
     fine, broken, trivial = found["runs"]

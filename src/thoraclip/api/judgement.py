@@ -59,6 +59,7 @@ def report(
     from thoraclip.data.batches import picture_loader
     from thoraclip.evaluation.predictive import read_prevalence
     from thoraclip.evaluation.report import MethodResult, judge, write_report
+    from thoraclip.evaluation.results import empty_adapters
     from thoraclip.evaluation.subgroups import group_columns
     from thoraclip.runs import file_sha256, provenance
     from thoraclip.tables.predictions import read_predictions, read_validation
@@ -89,7 +90,14 @@ def report(
         provenance=facts,
         groups=group_columns(images) if images else None,
         prevalence=stated,
-        notes=[] if paths is None else _on_lost([i for m in methods[:1] for i in m.predictions[0].image_id], paths),
+        notes=[
+            *(note for name, file in names.items() for note in empty_adapters(name, [file.parent])),
+            *(
+                _on_lost([i for m in methods[:1] for i in m.predictions[0].image_id], paths)
+                if paths is not None
+                else ()
+            ),
+        ],
     )
     load = None if images is None else picture_loader(images)
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails, load=load)

@@ -51,6 +51,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 def _plan_row(row: Mapping[str, Any]) -> list[str]:
     cached = f"{' and '.join(row['cached'])} cached" if row["cached"] else "to do"
+    cached += f", {row['token_bytes'] / 1e9:.1f} GB of tokens on disk" if row["token_bytes"] else ""
     return [
         row["name"],
         row["kind"],

@@ -7,7 +7,6 @@ manifest --decode, fit--> u8[B, size, size] --+--> encoder
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, Preprocess, decode, fit, read_bytes
-from thoraclip.runs import Progress, digest, locked
+from thoraclip.runs import Progress, digest, locked, require_room
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, ImageArrays, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest, depths_of
 from thoraclip.threads import in_order
@@ -128,12 +127,8 @@ def pixel_cache(
     with locked(folder, option="--pixels"):
         total = len(manifest)
         writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
-        needed, free = (total - writer.rows) * spec.size**2, shutil.disk_usage(folder).free
-        if needed > 0.95 * free:
-            raise InputError(
-                f"{folder}: the pixel cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
-                "name a folder on another disk with --pixels, or go without it"
-            )
+        remedy = "name a folder on another disk with --pixels, or go without it"
+        require_room(folder, (total - writer.rows) * spec.size**2, "the pixel cache", remedy)
         if writer.rows < total:  # otherwise only the renaming was left
             for _, greys in grey_batches(manifest, spec, batch_size=_CACHE_BATCH, start=writer.rows):
                 writer.append({"pixels": greys})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from thoraclip.config import Settings, build_config
+from thoraclip.documents import kept_json
 from thoraclip.errors import ConfigError, ManifestError, MismatchError, did_you_mean
 from thoraclip.ranges import Share
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["MAJORITY", "PUBLISHED_METRICS", "MethodResult", "Published", "read_published"]
+__all__ = ["MAJORITY", "PUBLISHED_METRICS", "MethodResult", "Published", "empty_adapters", "read_published"]
 
 MAJORITY = "majority"
 """Name (and kind) of the row that the judge adds by itself; no method may take it."""
@@ -139,3 +141,21 @@ def read_published(tables: object, methods: Collection[str], where: str) -> tupl
             raise ConfigError(f"{where}, published {called}: of = {row.of!r} names no method{hint}")
         rows.append(row)
     return tuple(rows)
+
+
+def empty_adapters(name: str, runs: Sequence[Path]) -> list[str]:
+    """The report's sentence on a method's trainings of which no step was kept; `[]` where all gave an adapter.
+
+    Args:
+        name: of the row.
+        runs: folders of its runs; what has no readable `details.json` is passed over.
+    """
+    rows = [kept_json(run / "details.json").get("chosen") for run in runs]
+    chosen = [one for row in rows if isinstance(row, list) for one in row if isinstance(one, Mapping)]
+    empty = sum(one.get("empty") is True for one in chosen)
+    if not empty:
+        return []
+    return [
+        f"{name}: in {empty} of {len(chosen)} trainings no step beat the untouched encoder on validation; the adapter "
+        "kept there is empty, so its scores are those of the untouched encoder."
+    ]

@@ -3,7 +3,8 @@
 `METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
 `Config` (a frozen dataclass) and `run(config, context) -> MethodOutput`. Where to read first:
 
-    finetune.py, baseline.py    what is trained, a step, and its validation; the loop and its files are in training/
+    finetune.py, baseline.py    what is trained; the steps of finetune are contrastive.py and label_step.py, both on
+                                image_step.py; tokens.py keeps what frozen blocks give; the loop is in training/
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
     parts.py                    which images a training uses: folds or a split, few shots, validation images
     running.py                  what happens around `run`: folder, resume, files
@@ -67,7 +68,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "finetune": Method(
         "thoraclip.methods.finetune",
-        "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
+        "Tune LoRA adapters, on images with texts or with classes alone; any batch size in any memory.",
         True,
         keeps_classifier=True,
         trains_adapters=True,

@@ -86,6 +86,10 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
         require_trackers(config.trackers, installed=True)
     if (method.trains_adapters or adapter) and not find_spec("peft"):
         raise MissingExtraError("peft", "study")
+    if method.trains_adapters:
+        from thoraclip.models.lora import check_lora  # with torch
+
+        check_lora(config.model, config.lora)
 
 
 def has_text(name: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +13,12 @@ from torch import Tensor, nn
 
 from thoraclip.methods import losses
 from thoraclip.methods.gradcache import Tower, cached_backward
-from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.image_step import ImageStep
 from thoraclip.methods.training.sampler import Batch, Rows
-from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
-from thoraclip.models.augment import AUGMENTATIONS, augment
-from thoraclip.models.heads import fit_lbfgs
-from thoraclip.models.lora import TunableEncoder
-
-if TYPE_CHECKING:
-    from thoraclip.labels import LabelSet
+from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["CaptionTexts", "ContrastiveStep", "PromptTexts"]
-
-_SCORING_BATCH = 64
-_PROBE_PENALTIES = (1.0, 0.1, 0.01)
 
 
 @dataclass(frozen=True)
@@ -63,29 +53,38 @@ class PromptTexts:
         return cls(tuple(text for p in prompts for text in p), classes)
 
 
-@dataclass(frozen=True)
-class ContrastiveStep:
-    """Everything that a step needs."""
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveStep(ImageStep):
+    """A contrast of images with texts."""
 
-    config: TrainingSettings
-    loss: str  # a name in `LOSSES`
     logit_scale_max: float  # upper bound of a trained logit scale
-    tuned: TunableEncoder
-    greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
-    targets: Rows  # [N] classes, -1 where unknown
     texts: CaptionTexts | PromptTexts  # what stands beside the images
-    group: ProcessGroup
-    weight: npt.NDArray[np.float64] | None  # [C], of each class in the loss; `None` for equal ones
 
     @property
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Those that are trained, by name."""
-        return self.tuned.parameters
+    def encoder(self) -> DualEncoder:
+        """Of images and texts."""
+        assert isinstance(self.tuned.encoder, DualEncoder), "a loss on texts needs one"
+        return self.tuned.encoder
 
     @cached_property
-    def tokens(self) -> dict[str, Tensor]:
+    def text_tokens(self) -> dict[str, Tensor]:
         """Tokens [U, L] of all texts, padded to one length, whatever chunk they will stand in."""
-        return self.tuned.encoder.tokenize(self.texts.texts)
+        return self.encoder.tokenize(self.texts.texts)
+
+    @cached_property
+    def _frozen_texts(self) -> Tensor | None:
+        """f32[U, P], unit vectors of all texts, encoded once; `None` where the text side is trained."""
+        if self.tuned.trains_text:
+            return None
+        with torch.no_grad():
+            numbers = torch.arange(len(self.texts.texts), device=self.encoder.device)
+            return torch.cat([self._encode_texts(some) for some in torch.split(numbers, self.config.chunk_size)])
+
+    def _encode_texts(self, numbers: Tensor) -> Tensor:
+        """Numbers of texts -> unit vectors."""
+        with self.encoder.autocast():
+            projected = self.encoder.text_features({name: value[numbers] for name, value in self.text_tokens.items()})
+        return nn.functional.normalize(projected.float(), dim=-1)
 
     def backward(self, batch: Batch) -> float:
         """Add the gradients of the batch's loss; over all processes they are those of one step on the whole batch.
@@ -99,8 +98,7 @@ class ContrastiveStep:
         value = cached_backward(
             (vision, text), self._loss_of(batch, inverse), chunk_size=self.config.chunk_size, processes=self.group
         )
-        self.group.combine(self.tuned.encoder_parameters.values(), self.tuned.loss_parameters.values())
-        self.tuned.clear_masks()
+        self._end_batch()
         return float(value)
 
     def after_step(self) -> Mapping[str, float]:
@@ -116,41 +114,26 @@ class ContrastiveStep:
         return unique, inverse
 
     def _images_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """Rows of the batch -> unit vectors; this process's images are read and augmented once."""
-        encoder = self.tuned.encoder
-        own, _ = self.group.own(len(batch.rows))
-        images = torch.from_numpy(self.greys[batch.rows[own.numpy()]]).to(encoder.device)
-        if augmentation := AUGMENTATIONS[self.config.augmentation]:
-            samples = batch.samples[own.numpy()].tolist()
-            images = augment(images, augmentation, seed=self.config.seed, step=batch.step, samples=samples)
-        samples = torch.from_numpy(batch.samples).to(encoder.device)
-        first = int(own[0])
-
-        def encode(rows: Tensor) -> Tensor:
-            self.tuned.vision_key.use(batch.step, samples[rows.to(encoder.device)])
-            with encoder.autocast():
-                _, projected = encoder.image_features(encoder.expand(images[(rows - first).to(encoder.device)]))
-            return nn.functional.normalize(projected.float(), dim=-1)
-
-        return encode
+        """Rows of the batch -> unit vectors."""
+        features = self._features_of(batch)
+        return lambda rows: nn.functional.normalize(features(rows)[1].float(), dim=-1)
 
     def _texts_of(self, batch: Batch, numbers: Rows) -> Callable[[Tensor], Tensor]:
         """Rows of `numbers` -> unit vectors; a text's dropout mask is its own, wherever in the batch it stands."""
-        encoder, key = self.tuned.encoder, torch.from_numpy(numbers).to(self.tuned.encoder.device)
+        key = torch.from_numpy(numbers).to(self.encoder.device)
 
         def encode(rows: Tensor) -> Tensor:
-            chosen = key[rows.to(encoder.device)]
+            chosen = key[rows.to(key.device)]
+            if self._frozen_texts is not None:
+                return self._frozen_texts[chosen]
             self.tuned.text_key.use(batch.step, chosen)
-            with encoder.autocast():
-                projected = encoder.text_features({name: value[chosen] for name, value in self.tokens.items()})
-            return nn.functional.normalize(projected.float(), dim=-1)
+            return self._encode_texts(chosen)
 
         return encode
 
     def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
-        device, chosen = self.tuned.encoder.device, losses.LOSSES[self.loss]
-        target = torch.from_numpy(self.targets[batch.rows]).to(device)
-        weight = None if self.weight is None else torch.from_numpy(self.weight).float().to(device)[target]
+        device, chosen = self.encoder.device, losses.LOSSES[self.loss]
+        target, weight = self._class_targets(batch)
         which = torch.from_numpy(inverse).to(device)
 
         def loss(image: Tensor, text: Tensor) -> Tensor:
@@ -162,10 +145,21 @@ class ContrastiveStep:
 
         return loss
 
+    def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> npt.NDArray[np.float64]:
+        """f64[C, P] of the prompts of each class, encoded once where the text side is not trained."""
+        if self.tuned.trains_text or prompts not in self._kept_vectors:
+            vectors = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+            self._kept_vectors[prompts] = vectors
+        return self._kept_vectors[prompts]
+
+    @cached_property
+    def _kept_vectors(self) -> dict[tuple[tuple[str, ...], ...], npt.NDArray[np.float64]]:
+        return {}
+
     def validate(self, rows: Rows, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
         _, projected = self._encode(rows)
-        vectors = class_vectors([self.tuned.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+        vectors = self._class_vectors(tuple(map(tuple, prompts)))
         cosine = projected.astype(np.float64) @ vectors.T
         predicted, target = cosine.argmax(axis=1), self.targets[rows]
         return {
@@ -173,23 +167,3 @@ class ContrastiveStep:
             "val_macro_f1": macro_f1(target, predicted, len(prompts)),
             "val_mean_cosine": float(cosine.mean()),
         }
-
-    def validate_probe(self, train: Rows, rows: Rows, labels: LabelSet) -> dict[str, float]:
-        """Macro F1 of a linear probe that is fitted on the training images, the best of a few penalties."""
-        (fitted, _), (scored, _) = self._encode(train), self._encode(rows)
-        heads = fit_lbfgs(fitted, self.targets[train], labels, l2=list(_PROBE_PENALTIES), weighting="none")
-        scores = [macro_f1(self.targets[rows], h.predict(scored).argmax(axis=1), len(labels)) for h in heads]
-        return {"val_probe_macro_f1": max(scores)}
-
-    def _encode(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """(pooled, projected) of some images, each process encoding its share."""
-        own, _ = self.group.own(len(rows))
-        mine = rows[own.numpy()]
-        batches = [mine[at : at + _SCORING_BATCH] for at in range(0, len(mine), _SCORING_BATCH)]
-        made = [self.tuned.encoder.encode_greys(np.array(self.greys[b])) for b in batches]
-        device = self.tuned.encoder.device
-        pooled, projected = (
-            self.group.gather(torch.from_numpy(np.concatenate(part)).to(device), len(rows)).cpu().numpy()
-            for part in zip(*made, strict=True)
-        )
-        return pooled, projected

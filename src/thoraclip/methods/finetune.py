@@ -1,10 +1,12 @@
-"""`finetune`: LoRA fine-tuning of a dual encoder with a contrastive loss. Any batch size fits in memory.
+"""`finetune`: LoRA fine-tuning of an encoder. Any batch size fits in memory.
 
-    batch (rows) -+-> images, augmented once -> vision tower --+
-                  +-> texts, each different one once -> text tower -+-> loss over the whole batch (gradcache)
+    batch (rows) -+-> images, augmented once, or tokens behind frozen blocks -> vision tower --+
+                  +-> texts, each different one once -> text tower ----------------------------+-> loss over the whole
+                                                                                        batch (gradcache)
 
-`run` trains one adapter per fold (`_train`; the loop is `Steps.run`) and scores its test images zero-shot with the
-adapter that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed,
+`run` trains one adapter per fold (`_train`; the loop is `Steps.run`) and scores its test images with the adapter that
+validated best: zero-shot, or by a linear head where the loss reads no texts. `probe` takes the run folder as its
+adapter. Everything random is a function of (seed,
 step, sample), so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
 """
 
@@ -15,24 +17,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
-from thoraclip.methods.encoders import EncoderConfig, ModelConfig
+from thoraclip.methods.encoders import EncoderConfig, ModelConfig, load_encoder
+from thoraclip.methods.label_step import LabelStep, TrainedHead
 from thoraclip.methods.losses import LOSSES
-from thoraclip.methods.running import MethodOutput, RunContext
+from thoraclip.methods.running import MethodOutput, RunContext, Scores, require_classes
+from thoraclip.methods.tokens import make_cache, remove_tokens
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
-from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.dual_encoder import load_dual_encoder, load_vision_encoder
 from thoraclip.models.files import read_note
-from thoraclip.models.heads import class_weights
-from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora
+from thoraclip.models.heads import class_weights, read_head, write_head
+from thoraclip.models.lora import LoraSettings, add_lora
 from thoraclip.ranges import BatchSize, OneOf, Range, Weight, Weighting
 from thoraclip.runs import file_sha256, fold_folder
 from thoraclip.tables.captions import append_label, read_captions
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
 
 __all__ = ["Config", "run"]
+
+_HEAD = "head.safetensors"
+"""Beside the adapter of a loss without texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,8 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     prompts: str = "chest-xray-ensemble"
     """Prompt set that scores, and that is trained on where there are no captions."""
     loss: Annotated[str, OneOf(LOSSES)] = "unicl"
-    """unicl, infonce, siglip (with labels), or prompt_ce (cross-entropy over class prompts)."""
+    """On texts: unicl, infonce, siglip (with labels), or prompt_ce (cross-entropy over class prompts). Without texts,
+    on the vision tower alone: supcon (supervised contrast), or cross_entropy of a linear head that is trained along."""
     batch_size: BatchSize = 256
     """Pairs per optimizer step; the loss sees all of them."""
     chunk_size: BatchSize = 32
@@ -63,14 +69,20 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     """Peak of AdamW's step size."""
     weight_decay: Weight = 0.01
     """AdamW's, on LoRA and projections."""
+    prefix_views: Annotated[int, Range(0, 1_000)] = 4
+    """lora_blocks: augmented views of each training image whose tokens behind the frozen blocks are computed once and
+    kept on disk, one view without augmentation; 0 keeps none and computes them in every step."""
+    temperature: Annotated[float, Range(0, 100, above=True)] = 0.1
+    """supcon: what cosines are divided by."""
     train_logit_scale: bool = True
-    """Whether the logit scale is trained; it never exceeds logit_scale_max."""
+    """On texts: whether the logit scale is trained; it never exceeds logit_scale_max."""
     logit_scale_max: Annotated[float, Range(0, 1_000_000, above=True)] = 100.0
     """Upper bound of a trained logit scale (Radford et al. 2021, section 2.5)."""
     class_weight: Weighting = "none"
     """none or balanced: whether pairs of rare classes weigh more in the loss."""
-    select: Annotated[str, OneOf(("zeroshot", "probe", "last"))] = "zeroshot"
-    """Which adapter is kept as the best: by validation macro F1 of zeroshot or of a probe; or the last one."""
+    select: Annotated[str, OneOf(("auto", "zeroshot", "probe", "last"))] = "auto"
+    """Which adapter is kept as the best: by validation macro F1 of what scores (auto: zero-shot, or the linear head of
+    a loss without texts), of zeroshot or of a probe; or the last one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,77 +93,144 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
                 f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
             )
 
+        own = {"towers": "text", "projections": "train", "select": "zeroshot"}  # of losses on texts alone
+        stated = [name for name, value in own.items() if getattr(self, name) == value]
+        if not self.reads_texts and (self.captions or stated):
+            name = "captions" if self.captions else stated[0]
+            raise ConfigError(
+                f"{name} = '{getattr(self, name)}': loss = '{self.loss}' reads no texts and tunes the vision tower "
+                "alone; leave it out, or choose another loss"
+            )
+
     @property
     def reads_texts(self) -> bool:
-        """Always, by now: every loss is on texts."""
-        return True
+        """True for a loss that compares images with texts; the run is then scored zero-shot, else by a linear head."""
+        return LOSSES[self.loss].reads_texts
+
+    @property
+    def lora(self) -> LoraSettings:
+        """What is tuned: without texts the vision tower alone."""
+        return self if self.reads_texts else replace(self, towers="vision", projections="freeze")
+
+    @property
+    def fits_head(self) -> bool:
+        """True where a linear head is fitted on the training images as they are."""
+        return not self.reads_texts or self.select == "probe"
+
+    @property
+    def reads_prompts(self) -> bool:
+        """True where the class prompts are read."""
+        return self.reads_texts
 
     def inputs(self) -> dict[str, str]:
         """Model, prompts and captions as they are now."""
-        read = {"prompts": prompts_digest(self.prompts)}
+        read = {"prompts": prompts_digest(self.prompts)} if self.reads_prompts else {}
         if self.captions and Path(self.captions).is_file():
             read["captions"] = file_sha256(Path(self.captions))
         return super().inputs() | read
 
 
 def run(config: Config, context: RunContext) -> MethodOutput | None:
-    """Train one adapter per fold (or one for the split), score its test images zero-shot, pool.
+    """Train one adapter per fold (or one for the split), score its test images, pool.
 
     Returns:
         As every method; `None` in all but the first of several processes.
     """
-    output = train_folds("finetune", config, context, read_note=_read_note, train=_train, score=_score)
-    prompt_set = load_prompts(config.prompts).name
-    return output and replace(output, details={**output.details, "prompt_set": prompt_set})
+    cached = set[Path]()
+
+    def train(training: FoldTraining[Config]) -> None:
+        cached.update(_train(training))
+
+    output = train_folds("finetune", config, context, read_note=_read_note, train=train, score=_score)
+    if output is None:
+        return None
+    if context.pixels is None:
+        remove_tokens(context.folder.path / "pixels")
+    elif views := [folder for folder in cached if folder.name.startswith("tokens-view-")]:
+        remove_tokens(context.pixels, views)
+    chosen = [one | ({"empty": True} if one["step"] == 0 else {}) for one in output.details["chosen"]]
+    texts = {"prompt_set": load_prompts(config.prompts).name} if config.reads_prompts else {}
+    return replace(output, details={**output.details, "chosen": chosen, **texts})
 
 
-def _train(training: FoldTraining[Config]) -> None:
-    """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`."""
-    config, part, sampler, folder = training.config, training.part, training.sampler(), training.folder
-    step = _prepare(training)
-    tuned, prompts = step.tuned, _class_prompts(training)
-    steps = Steps(training, sampler, _optimizer(config, tuned), tuned.parameters)
+def _train(training: FoldTraining[Config]) -> Sequence[Path]:
+    """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`, and the head of a
+    loss without texts. Returns the folders of cached tokens."""
+    config, part, folder, step = training.config, training.part, training.folder, _prepare(training)
+    tuned, steps = step.tuned, Steps(training, training.sampler(), _optimizer(config, step), step.state)
+    if isinstance(step, LabelStep) and not steps.progress.rows:
+        step.begin(part.train, part.val, config.class_weight)
 
     def validate() -> None:
-        values = step.validate(part.val, prompts)
+        values = _scored(step, training)
         if config.select == "probe":
             values |= step.validate_probe(part.train, part.val, training.labels)
         values = steps.log_validation(values)
         if LOSSES[config.loss].has_bias and tuned.bias == 0:
             # before the first step: begin where the mean logit is zero, not deep in saturation
             tuned.centre_bias(values["val_mean_cosine"])
-        names = {"zeroshot": "val_macro_f1", "probe": "val_probe_macro_f1"}
-        steps.keep_best(values[names[config.select]] if config.select in names else None)
+        criterion = values["val_probe_macro_f1" if config.select == "probe" else "val_macro_f1"]
+        steps.keep_best(None if config.select == "last" else criterion)
 
     progress = steps.run(step, validate)
+    note = {"loss": config.loss}
     if training.group.is_main:
-        training.write_curve(progress, validated="zero-shot")
-        tuned.save(folder / "last", training.note(progress, progress.step) | {"loss": config.loss})
-        steps.restore_best()
+        training.write_curve(progress, validated="zero-shot" if config.reads_texts else "linear head")
+        tuned.save(folder / "last", training.note(progress, progress.step) | note)
+    steps.restore_best()
+    if isinstance(step, LabelStep):
+        head, _ = step.scoring_head(part.train, part.val, config.class_weight)
+        if training.group.is_main:
+            write_head(folder / _HEAD, head)
+    if training.group.is_main:
+        if progress.kept_step == 0:
+            training.context.log(
+                f"{training.title}no step beat the untouched encoder on validation; the kept adapter is empty"
+            )
         # the best adapter comes last: its note marks the end of the training
-        tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | {"loss": config.loss})
+        tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | note)
+    return step.tokens.folders if step.tokens else ()
 
 
-def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:
+def _scored(step: ContrastiveStep | LabelStep, training: FoldTraining[Config]) -> dict[str, float]:
+    """The validation images by what scores the run."""
+    part = training.part
+    if isinstance(step, LabelStep):
+        return step.scoring_head(part.train, part.val, training.config.class_weight)[1]
+    return step.validate(part.val, _class_prompts(training))
+
+
+def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
     """Encoder with LoRA, images and texts; a wrong setting is refused here, before the first step."""
-    config, rows = training.config, training.part.train
-    texts = _texts(training)
-    encoder = load_dual_encoder(
-        config.model, geometry=config.geometry, precision=config.precision, device=str(training.group.device)
-    )
+    config, rows, loss = training.config, training.part.train, LOSSES[training.config.loss]
+    texts = _texts(training) if config.reads_texts else None
+    load = load_dual_encoder if config.reads_texts else load_vision_encoder
+    device = str(training.group.device)
+    encoder = load(config.model, geometry=config.geometry, precision=config.precision, device=device)
     tuned = add_lora(
         encoder,
-        config,
+        config.lora,
         seed=config.seed,
-        train_scale=config.train_logit_scale,
-        train_bias=LOSSES[config.loss].has_bias,
+        train_scale=config.train_logit_scale and config.reads_texts,
+        train_bias=loss.has_bias,
         checkpointing=config.gradient_checkpointing,
     )
-    greys, targets = training.shared_images(encoder.preprocess), training.targets
-    weight = class_weights(targets[rows], len(training.labels), config.class_weight)
-    each = None if config.class_weight == "none" else weight
-    loss, bound, group = config.loss, config.logit_scale_max, training.group
-    return ContrastiveStep(config, loss, bound, tuned, greys, targets, texts, group, each)
+    greys, targets, labels = training.shared_images(encoder.preprocess), training.targets, training.labels
+    weight = class_weights(targets[rows], len(labels), config.class_weight)
+    shared: dict[str, Any] = {
+        "config": config,
+        "loss": config.loss,
+        "tuned": tuned,
+        "greys": greys,
+        "targets": targets,
+        "group": training.group,
+        "weight": None if config.class_weight == "none" else weight,
+        "tokens": make_cache(training, tuned, greys),
+    }
+    if texts is not None:
+        return ContrastiveStep(**shared, logit_scale_max=config.logit_scale_max, texts=texts)
+    head = TrainedHead.of(tuned, len(labels)) if loss.has_head else None
+    return LabelStep(**shared, labels=labels, head=head, temperature=config.temperature)
 
 
 def _texts(training: FoldTraining[Config]) -> CaptionTexts | PromptTexts:
@@ -175,11 +254,11 @@ def _class_prompts(training: FoldTraining[Config]) -> list[tuple[str, ...]]:
     return [prompts.for_class(name) for name in training.labels.names]
 
 
-def _optimizer(config: Config, tuned: TunableEncoder) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); the loss's own two numbers do not decay."""
+def _optimizer(config: Config, step: ContrastiveStep | LabelStep) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); what belongs to the loss does not decay."""
     groups: Sequence[dict[str, Any]] = [
-        {"params": list(tuned.encoder_parameters.values()), "weight_decay": config.weight_decay},
-        {"params": list(tuned.loss_parameters.values()), "weight_decay": 0.0},
+        {"params": list(step.tuned.encoder_parameters.values()), "weight_decay": config.weight_decay},
+        {"params": list(step.loss_parameters.values()), "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
 
@@ -190,12 +269,16 @@ def _read_note(folder: Path) -> Mapping[str, Any]:
     return note.facts if note else {}
 
 
-def _score(training: FoldTraining[Config]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The test and the validation rows, zero-shot with the adapter that was kept."""
-    config, part = training.config, training.part
-    encoder, prompts = _encoder_config(config, training.folder), load_prompts(config.prompts)
-    scores = score_images(encoder, training.labels, prompts, training.context).scores
-    return scores[part.test], scores[part.val]
+def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
+    """The test and the validation rows with the adapter that was kept: zero-shot, or by its head."""
+    config, part, context = training.config, training.part, training.context
+    encoder = _encoder_config(config, training.folder)
+    if config.reads_texts:
+        scores = score_images(encoder, training.labels, load_prompts(config.prompts), context).scores
+        return scores[part.test], scores[part.val]
+    head, embedded = read_head(training.folder / _HEAD), context.embeddings(encoder, load_encoder(encoder))
+    features = embedded.pooled[embedded.rows_for(context.manifest)]
+    return head.predict(features[part.test]), head.predict(features[part.val])
 
 
 def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
@@ -204,5 +287,13 @@ def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
 
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
-    """The base with the adapter of the fold, and the class prompts as its head."""
-    return prompted_classifier(_encoder_config(config, fold_folder(folder, fold)), config.prompts, labels)
+    """The base with the adapter of the fold, and the class prompts or the trained head as its head."""
+    from thoraclip.models.classifiers import EncoderClassifier
+
+    own = fold_folder(folder, fold)
+    encoder = _encoder_config(config, own)
+    if config.reads_texts:
+        return prompted_classifier(encoder, config.prompts, labels)
+    head = read_head(own / _HEAD)
+    require_classes(folder, head.labels, labels)
+    return EncoderClassifier(load_encoder(encoder), head, "pooled")

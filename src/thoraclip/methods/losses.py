@@ -1,4 +1,4 @@
-"""The losses of contrastive fine-tuning, as pure functions of representations.
+"""The losses of fine-tuning, as pure functions of representations.
 
 Notation: z_i unit vector of image i, t_j of text j, s the logit scale, l_ij = s z_i . t_j, y_i the class of pair i, B
 pairs. Chest X-rays have few classes, so about 1/C of the pairs that plain InfoNCE pushes apart share their class; UniCL
@@ -14,15 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
-__all__ = ["LOSSES", "Loss", "Pairs", "class_means", "infonce", "prompt_cross_entropy", "siglip", "unicl"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "Pairs",
+    "class_means",
+    "infonce",
+    "prompt_cross_entropy",
+    "siglip",
+    "supcon",
+    "unicl",
+]
 
 
 @dataclass(frozen=True)
 class Pairs:
     """What a loss may read."""
 
-    image: Tensor  # unit vectors, f32[B, P]
-    text: Tensor  # unit vectors: f32[B, P], the text of each image; of a loss on prompts f32[K, P], all prompts
+    image: Tensor  # unit vectors, f32[B, P]; of a loss with a head its logits, f32[B, C]
+    # unit vectors: f32[B, P], the text of each image; of a loss on prompts f32[K, P], of all; without texts `image`
+    text: Tensor
     scale: Tensor  # positive scalar, the inverse temperature
     bias: Tensor  # scalar that is added to the logits; trained where the loss needs one
     target: Tensor  # i64[B], the class of each image
@@ -37,6 +48,8 @@ class Loss:
     value: Callable[[Pairs], Tensor]  # `Pairs` -> scalar loss in nats
     has_bias: bool = False  # the logit bias is trained
     on_prompts: bool = False  # it compares every image with the prompts of all classes, so captions cannot be used
+    reads_texts: bool = True  # it compares images with texts; else a vision tower alone is tuned
+    has_head: bool = False  # it reads the logits of a linear head on the pooled features, which is trained along
 
 
 def infonce(image: Tensor, text: Tensor, scale: Tensor, *, weight: Tensor | None = None) -> Tensor:
@@ -118,6 +131,27 @@ def prompt_cross_entropy(
     return _mean(cross_entropy(scale * image @ vectors.T, target, reduction="none"), weight)
 
 
+def supcon(image: Tensor, scale: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2, L_out), each image in one view.
+
+    -1/|P_i| sum_{j in P_i} log( exp(s z_i . z_j) / sum_{k != i} exp(s z_i . z_k) ), P_i the other images of class y_i;
+    the mean over the images that have such others. 0 where none has.
+
+    Args:
+        image, scale, weight: as in `infonce`.
+        target: i64[B], the class of each image.
+
+    Returns:
+        Scalar loss in nats.
+    """
+    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
+    logits = (scale * image @ image.T).masked_fill(own, -1e9)  # exp gives 0, and no NaN where there is one image
+    positive = ((target[:, None] == target[None, :]) & ~own).to(logits.dtype)
+    count = positive.sum(dim=1)
+    values = -(positive * log_softmax(logits, dim=1)).sum(dim=1) / count.clamp(min=1)
+    return (values if weight is None else weight * values).sum() / (count > 0).sum().clamp(min=1)
+
+
 def class_means(prompt: Tensor, classes: Tensor) -> Tensor:
     """Unit vectors f32[K, P] and their classes i64[K] -> f32[C, P], the unit vector of each class's mean."""
     member = torch.nn.functional.one_hot(classes, int(classes.max()) + 1).T.to(prompt.dtype)
@@ -140,5 +174,9 @@ LOSSES: Mapping[str, Loss] = {
     "infonce": Loss(lambda p: infonce(p.image, p.text, p.scale, weight=p.weight)),
     "siglip": Loss(lambda p: siglip(p.image, p.text, p.scale, p.bias, p.target, weight=p.weight), has_bias=True),
     "prompt_ce": Loss(_on_prompts, on_prompts=True),
+    "supcon": Loss(lambda p: supcon(p.image, p.scale, p.target, weight=p.weight), reads_texts=False),
+    "cross_entropy": Loss(
+        lambda p: _mean(cross_entropy(p.image, p.target, reduction="none"), p.weight), reads_texts=False, has_head=True
+    ),
 }
 """Name -> loss; the setting `loss` takes these names."""

@@ -19,7 +19,7 @@ from thoraclip.config import Settings
 from thoraclip.errors import ConfigError
 from thoraclip.ranges import Range, Share, Weight
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "augment"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "augment", "drawn_views"]
 
 _CHUNK = 256  # images that are floating point at the same time
 _NUMBERS = 9  # uniform numbers per image, the fifth unused; new ones are added at the end, so that old draws stay
@@ -72,6 +72,11 @@ def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, sample
     chunks = (slice(at, at + _CHUNK) for at in range(0, len(greys), _CHUNK))
     done = [_augment(greys[chunk], config, key, samples[chunk]) for chunk in chunks]
     return torch.cat(done) if done else greys
+
+
+def drawn_views(views: int, *, seed: int, step: int, samples: Sequence[int]) -> npt.NDArray[np.int64]:
+    """i64[B]: for each sample one of the numbers 1 to `views`, drawn as `augment` draws."""
+    return np.array([_generator((seed, step), 2, n).integers(1, views, endpoint=True) for n in samples], dtype=np.int64)
 
 
 def _augment(greys: Tensor, config: Augmentation, key: tuple[int, int], samples: Sequence[int]) -> Tensor:

@@ -58,15 +58,18 @@ class KeyedDropout(nn.Module):
         samples = self.key.samples
         if samples is None or self.probability == 0:
             return x
-        if len(samples) != len(x):
-            raise ConfigError(f"dropout: {len(samples)} samples for {len(x)} rows; a tower must keep one row a sample")
+        rows, left = divmod(len(x), len(samples))  # rows of a sample: 1, or its windows (Swin)
+        if left:
+            raise ConfigError(
+                f"dropout: {len(samples)} samples for {len(x)} rows; a tower must keep a sample's together"
+            )
         mask = keep_mask(
             self.probability,
             seed=self.key.seed,
             step=self.key.step,
             module=self.module,
             samples=samples,
-            positions=x.shape[1:].numel(),
+            positions=rows * x.shape[1:].numel(),
         )
         if torch.is_autocast_enabled(x.device.type):  # the layer that follows computes in it: half the bytes to drop
             x = x.to(torch.get_autocast_dtype(x.device.type))

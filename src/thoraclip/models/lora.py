@@ -1,4 +1,4 @@
-"""LoRA on the towers of a dual encoder, by PEFT: which modules, with which dropout, and how the result is stored.
+"""LoRA on the towers of an encoder, by PEFT: which modules, with which dropout, and how the result is stored.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685; the rank-stabilised scale alpha / sqrt(r): Kalajdzievski 2023, arXiv:2312.03732.
 """
@@ -19,16 +19,19 @@ from torch import nn
 
 from thoraclip.config import Settings
 from thoraclip.documents import read_json
-from thoraclip.errors import ConfigError
-from thoraclip.models.checkpoint import quiet
+from thoraclip.errors import ConfigError, first_line
+from thoraclip.models.checkpoint import find_checkpoint, quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
-from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.dual_encoder import untrained_encoder
 from thoraclip.models.files import holds_weights, write_about
-from thoraclip.models.network import recompute_layers
-from thoraclip.ranges import OneOf, Range
+from thoraclip.models.image_processor import read_preprocess
+from thoraclip.models.network import network_settings, recompute_layers
+from thoraclip.models.prefix import block_names
+from thoraclip.models.vision_encoder import VisionEncoder
+from thoraclip.ranges import Count, OneOf, Range
 from thoraclip.runs import needing_room, whole_folder
 
-__all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
+__all__ = ["LoraSettings", "TunableEncoder", "add_lora", "check_lora", "resolve_targets"]
 
 _OTHER_NAMES: Mapping[str, str] = {
     "q_proj": r"query",
@@ -36,15 +39,15 @@ _OTHER_NAMES: Mapping[str, str] = {
     "v_proj": r"value",
     "out_proj": r"o_proj|attention\.output\.dense",
     "o_proj": r"out_proj|attention\.output\.dense",
-    "fc1": r"intermediate\.dense",
-    "fc2": r"(?<!attention\.)output\.dense",
+    "fc1": r"intermediate\.dense|up_proj|pwconv1|pointwise_conv1",
+    "fc2": r"(?<!attention\.)output\.dense|down_proj|pwconv2|pointwise_conv2",
 }
-"""CLIP's name of a linear layer -> BERT's, DINOv2's and their kin's."""
+"""CLIP's name of a linear layer -> those of BERT, Swin, DINO and ConvNeXt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings(Settings):
-    """What is trained in a dual encoder."""
+    """What is trained in an encoder."""
 
     rank: Annotated[int, Range(1, 65_536)] = 8
     """Rank of the LoRA matrices."""
@@ -55,7 +58,9 @@ class LoraSettings(Settings):
     lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
     """Share of a LoRA layer's inputs that is dropped; a function of seed, step, sample, module and position alone."""
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "fc1", "fc2")
-    """Linear layers that get LoRA, by CLIP's names; BERT's and DINOv2's are found by these too."""
+    """Linear layers that get LoRA, by CLIP's names; other architectures' are found by these too."""
+    lora_blocks: Count = 0
+    """LoRA only in the last so many transformer blocks of each tuned tower; 0 for all."""
     towers: Annotated[str, OneOf(("both", "vision", "text"))] = "both"
     """Which tower is tuned: both, vision or text."""
     projections: Annotated[str, OneOf(("auto", "train", "freeze"))] = "auto"
@@ -69,13 +74,13 @@ class LoraSettings(Settings):
 
 @dataclass(frozen=True)
 class TunableEncoder:
-    """A dual encoder with LoRA, whose base is frozen and in eval mode."""
+    """An encoder with LoRA, whose base is frozen and in eval mode."""
 
-    encoder: DualEncoder  # gives features with gradient; `encoder.model` is the PEFT model
+    encoder: VisionEncoder  # gives features with gradient; `encoder.model` is the PEFT model
     vision_key: MaskKey  # of the dropout masks of the vision tower
     text_key: MaskKey
     base: str  # fingerprint of the weights that LoRA was added to
-    log_scale: nn.Parameter  # logarithm of the logit scale, scalar
+    log_scale: nn.Parameter  # logarithm of the logit scale, scalar; 0 without a text tower
     bias: nn.Parameter  # logit bias of the sigmoid loss, scalar
 
     @property
@@ -93,6 +98,11 @@ class TunableEncoder:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every trainable tensor, by name."""
         return self.encoder_parameters | self.loss_parameters
+
+    @property
+    def trains_text(self) -> bool:
+        """True where the vector of a text changes in training."""
+        return any(_is_text(self.encoder, n) or ".text_projection." in n for n in self.encoder_parameters)
 
     def clear_masks(self) -> None:
         """Drop nothing: for scoring."""
@@ -128,7 +138,7 @@ class TunableEncoder:
 
 
 def add_lora(
-    encoder: DualEncoder,
+    encoder: VisionEncoder,
     settings: LoraSettings,
     *,
     seed: int,
@@ -149,15 +159,13 @@ def add_lora(
 
     Raises:
         ConfigError: no module of that name in a tower that was asked for, no projection where they are to be trained,
-            or a rank above that of every layer.
+            more blocks than there are, or a rank above that of every layer.
     """
     from peft import LoraConfig, get_peft_model
 
     network, device = encoder.model, encoder.device
-    targets = resolve_targets(encoder, settings.target_modules, settings.towers)
-    full = max(min(network.get_submodule(name).weight.shape) for name in targets)
-    if settings.rank > full:
-        raise ConfigError(f"rank = {settings.rank}: the layers of '{encoder.name}' have at most rank {full}; lower it")
+    targets = resolve_targets(encoder, settings)
+    _require_rank(encoder, settings, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -167,8 +175,10 @@ def add_lora(
         modules_to_save=_projections(encoder, settings.projections) or None,
         bias="none",
     )
-    log_scale = float(network.logit_scale.detach().float())
-    bias = float(network.logit_bias.detach().float()) if hasattr(network, "logit_bias") else 0.0
+    log_scale, bias = (
+        float(getattr(network, name).detach()) if hasattr(network, name) else 0.0
+        for name in ("logit_scale", "logit_bias")
+    )
     # PEFT draws from the global stream; what it draws is drawn again below
     with quiet(), torch.random.fork_rng(devices=[]):
         wrapped = get_peft_model(network, config).eval()
@@ -177,7 +187,7 @@ def add_lora(
     layers = sorted((name, module) for name, module in wrapped.named_modules() if hasattr(module, "lora_dropout"))
     for number, (name, layer) in enumerate(layers):
         _initialise(layer, seed, number)
-        key = text_key if "text_model" in name else vision_key
+        key = text_key if _is_text(encoder, name) else vision_key
         layer.lora_dropout["default"] = KeyedDropout(settings.lora_dropout, number, key)
         layer.cast_input_dtype_enabled = False  # autocast does it; to fp32 and back is a copy of the largest tensors
     if checkpointing:
@@ -192,18 +202,46 @@ def add_lora(
     )
 
 
-def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> list[str]:
-    """Full names of the linear layers that `names` mean, in every tower that is asked for.
+def check_lora(model: str, settings: LoraSettings) -> None:
+    """Refuse as `add_lora` does; no weights are read.
+
+    Raises:
+        ConfigError: see `add_lora`.
+        ModelError: the model's configuration describes no network.
+    """
+    checkpoint = find_checkpoint(model)
+    spec = read_preprocess(checkpoint, geometry="squash")
+    try:
+        with torch.device("meta"):
+            encoder = untrained_encoder(checkpoint, network_settings(checkpoint, spec, precision="fp32", device="meta"))
+    except Exception as error:  # Transformers raises ValueError, TypeError, RuntimeError and more
+        raise checkpoint.error(f"its config.json describes no network ({first_line(error)})") from error
+    _projections(encoder, settings.projections)
+    _require_rank(encoder, settings, resolve_targets(encoder, settings))
+
+
+def _require_rank(encoder: VisionEncoder, settings: LoraSettings, targets: Sequence[str]) -> None:
+    full = max(min(encoder.model.get_submodule(name).weight.shape) for name in targets)
+    if settings.rank > full:
+        raise ConfigError(f"rank = {settings.rank}: the layers of '{encoder.name}' have at most rank {full}; lower it")
+
+
+def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]:
+    """Full names of the linear layers that `target_modules` mean, in the blocks of every tower that is asked for.
 
     A name is the end of a module's name; where a tower has none of that name, its architecture's own name is tried.
 
     Raises:
         ConfigError: a tower without any of them, or a name that is in no tower; the message lists the linear layers
-            that exist.
+            that exist. Or `block_names` refuses.
     """
+    names, towers, last = settings.target_modules, settings.towers, settings.lora_blocks
     targets, unknown, all_kinds = set[str](), set(names), set[str]()
     for tower in ("vision", "text") if towers == "both" else (towers,):
-        modules = {n: module for n, module in encoder.model.named_modules() if n.startswith(f"{tower}_model")}
+        if tower not in encoder.towers:
+            raise ConfigError(f"towers = '{towers}': '{encoder.name}' has no {tower} tower; set towers = vision")
+        begin = encoder.towers[tower]
+        modules = {n: module for n, module in encoder.model.named_modules() if n.startswith(begin)}
         # PyTorch's attention never calls the forward of its linear layers
         passed = {n for n in modules if isinstance(modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)}
         linear = [n for n, module in modules.items() if isinstance(module, nn.Linear) and n not in passed]
@@ -215,13 +253,14 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
         matched = {name: ending(re.escape(name)) or ending(_OTHER_NAMES.get(name, "$^")) for name in names}
         kinds = {re.sub(r"^.*?\.\d+\.", "", n) for n in linear}
         if not any(matched.values()):
+            there = f"its linear layers are: {', '.join(sorted(kinds))}" if kinds else "it has no linear layer"
             raise ConfigError(
-                f"target_modules = {list(names)}: none of them is in the {tower} tower of '{encoder.name}'; its "
-                f"linear layers are: {', '.join(sorted(kinds))}"
+                f"target_modules = {list(names)}: none of them is in the {tower} tower of '{encoder.name}'; {there}"
             )
         unknown -= {name for name in names if matched[name]}
         all_kinds |= kinds
-        targets.update(*matched.values())
+        tuned = tuple(f"{name}." for name in block_names(encoder, tower, last)[-last:]) if last else ("",)
+        targets.update(n for found in matched.values() for n in found if n.startswith(tuned))
     if unknown:
         raise ConfigError(
             f"target_modules: '{min(unknown)}' is no linear layer of '{encoder.name}'; they are: "
@@ -230,7 +269,12 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
     return sorted(targets)
 
 
-def _projections(encoder: DualEncoder, projections: str) -> list[str]:
+def _is_text(encoder: VisionEncoder, name: str) -> bool:
+    """True for a module of the text tower, by its name in the PEFT model."""
+    return "text" in encoder.towers and name.removeprefix("base_model.model.").startswith(encoder.towers["text"])
+
+
+def _projections(encoder: VisionEncoder, projections: str) -> list[str]:
     if projections == "freeze" or (projections == "auto" and encoder.architecture.aligned):
         return []
     both = ("visual_projection", "text_projection")

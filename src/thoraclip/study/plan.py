@@ -32,11 +32,12 @@ from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.parts import Part, parts_of, require_folds
 from thoraclip.methods.running import is_done
+from thoraclip.methods.tokens import cache_size, cached_views, frozen_prefix
 from thoraclip.methods.training.folds import sampler_of
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
 from thoraclip.models.files import adapter_folders
-from thoraclip.runs import fold_folder
+from thoraclip.runs import fold_folder, require_room
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
 from thoraclip.study.few_shot import FewShotEntry, few_shot_entries
@@ -72,6 +73,7 @@ class Row:
     images_trained: int = 0
     seconds: float | None = 0.0
     cached: list[str] = field(default_factory=list)
+    token_bytes: int = 0  # of the tokens behind frozen blocks, on disk while it runs
     error: str | None = None
 
 
@@ -185,8 +187,10 @@ class _Planner:
             captions = read_captions(Path(config.captions))
             for part in trainings:
                 captions.rows_for(self.manifest, part.train)  # says what is missing
+        targets = self.manifest.targets(labels)
         for part in trainings if method.trains_network else ():
-            self._count_training(row, config, part, self.manifest.targets(labels))
+            self._count_training(row, config, part, targets)
+        share = self._count_tokens(row, config, trainings[0], targets) if method.trains_adapters else 1.0
         for encoder, is_there in encoders.items():
             if encoder not in self._embedded:
                 self._embedded.add(encoder)
@@ -198,7 +202,9 @@ class _Planner:
         if row.images_encoded or row.images_trained:
             # a backward pass is two forward ones; with a gradient cache every image goes forward once more
             passes = 4 if method.trains_network and config.batch_size > config.chunk_size else 3
-            row.seconds += (passes * row.images_trained + row.images_encoded) * self._seconds_an_image(row.kind, config)
+            row.seconds += (passes * share * row.images_trained + row.images_encoded) * self._seconds_an_image(
+                row.kind, config
+            )
 
     def _count_training(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> None:
         """The steps, the validations and, where no features are kept, the scoring of one part."""
@@ -211,6 +217,25 @@ class _Planner:
             row.images_encoded += len(part.test) + len(part.val)
         if getattr(config, "select", "") == "probe":  # each validation encodes both parts
             row.images_encoded += validations * (len(part.train) + len(part.val))
+
+    def _count_tokens(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> float:
+        """The tokens behind frozen blocks that the first training keeps; the share of the blocks that others compute.
+
+        Raises:
+            InputError: the disk has no room for them.
+        """
+        if not config.lora_blocks:
+            return 1.0
+        encoder = load_encoder(_encoder(config))
+        prefix = frozen_prefix(config, encoder)
+        if prefix is None:
+            return 1.0
+        views = cached_views(config, targets, part)
+        row.token_bytes, _ = cache_size(encoder, prefix, views)
+        row.images_encoded += sum(map(len, views.values()))
+        place = next(folder for folder in (self.out.resolve(), *self.out.resolve().parents) if folder.exists())
+        require_room(place, row.token_bytes, "the cache of tokens", "lower prefix_views, or set it to 0")
+        return 1 - prefix.count / len(prefix.blocks)
 
     def _held_out(self, config: Any) -> Sequence[int | None]:
         require_folds(config.only_folds, self.folds)

@@ -17,13 +17,14 @@ from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.evaluation.encoders import with_encoders
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
-from thoraclip.evaluation.results import MAJORITY
+from thoraclip.evaluation.results import MAJORITY, empty_adapters
 from thoraclip.evaluation.subgroups import group_columns
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
+from thoraclip.methods.tokens import remove_tokens
 from thoraclip.methods.tracking import TrackedRun, results_of, send_results
 from thoraclip.runs import (
     Progress,
@@ -117,7 +118,9 @@ def run_study(
         few_shot=few_shot_results(config, manifest, curves),
         groups=group_columns(manifest),
         prevalence=config.stated_prevalence(manifest),
+        notes=[note for m in methods for note in empty_adapters(m.name, [folder for *_, folder in m.runs(out)])],
     )
+    remove_tokens(out / "pixels")
     if crossed := [method for method in methods if method.head]:
         report = _with_encoders(study, crossed, report)
     shown: dict[str, Any] = {"image_paths": manifest.paths_by_id(), "load": picture_loader(manifest)}

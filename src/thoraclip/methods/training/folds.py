@@ -35,7 +35,8 @@ from thoraclip.runs import canonical_json, digest, fold_folder, remove_file, wri
 
 __all__ = ["FoldTraining", "sampler_of", "train_folds"]
 
-_WEIGHTS, _FILES = ("adapter", "last", "model"), ("metrics.jsonl", "training.svg", "training.safetensors")
+_WEIGHTS = ("adapter", "last", "model")
+_FILES = ("head.safetensors", "metrics.jsonl", "training.svg", "training.safetensors")
 """What a training leaves in its folder."""
 C = TypeVar("C", bound=TrainingSettings)
 
