@@ -17,8 +17,8 @@ from thoraclip.evaluation.render import html_page, markdown_page
 from thoraclip.evaluation.report import judge
 from thoraclip.study.crossing import short_names
 from thoraclip.study.plan import plan_study
+from thoraclip.study.reading import read_study
 from thoraclip.study.running import run_study
-from thoraclip.study.settings import read_study
 
 
 @pytest.fixture(scope="module")

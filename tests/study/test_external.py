@@ -24,7 +24,7 @@ from thoraclip.methods.predictors import read_run
 from thoraclip.study import external, plan_study, read_study, run_study
 from thoraclip.study.external import select
 from thoraclip.study.images import External
-from thoraclip.study.settings import study_toml
+from thoraclip.study.reading import study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 

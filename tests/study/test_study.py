@@ -222,7 +222,7 @@ def test_an_audit_that_fails_loses_no_report(done: Done, copied: Path, monkeypat
     def breaks(*_: object, **__: object) -> None:
         raise next(errors)
 
-    monkeypatch.setattr("thoraclip.study.running.audit", breaks)
+    monkeypatch.setattr("thoraclip.study.auditing.audit", breaks)
     (copied / "report.json").unlink()
     lines: list[str] = []
     report = run_study(dataclasses.replace(done.config, audit="all"), done.methods, copied, announce=lines.append)

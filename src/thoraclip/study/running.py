@@ -11,18 +11,14 @@ from typing import Any
 from thoraclip.config import toml_value
 from thoraclip.data.batches import picture_loader
 from thoraclip.data.check import duplicate_clusters
-from thoraclip.data.index import index
-from thoraclip.data.splits import split_folds, split_fractions
+from thoraclip.data.splits import split_folds
 from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.evaluation.encoders import with_encoders
-from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.evaluation.results import MAJORITY, empty_adapters
 from thoraclip.evaluation.subgroups import group_columns
-from thoraclip.methods import find_method, require_shared_work
-from thoraclip.methods.audit import AuditConfig, audit
+from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
-from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
 from thoraclip.methods.tokens import remove_tokens
 from thoraclip.methods.tracking import TrackedRun, results_of, send_results
@@ -37,23 +33,23 @@ from thoraclip.runs import (
     write_text,
     written_together,
 )
+from thoraclip.study.auditing import audit_methods
 from thoraclip.study.checking import check_study
 from thoraclip.study.crossing import encoder_costs, short_names
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.few_shot import few_shot_entries, few_shot_results, require_shots
+from thoraclip.study.reading import study_toml
 from thoraclip.study.settings import (
     CAPTIONS,
     MethodEntry,
     Study,
     StudyConfig,
-    build_entries,
     study_notes,
-    study_toml,
 )
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_validation, write_predictions
 
-__all__ = ["demo_study", "run_study"]
+__all__ = ["run_study"]
 
 
 def run_study(
@@ -127,7 +123,7 @@ def run_study(
     with written_together(out, "report"):
         _write_best(out, results, report)
         write_report(report, out, **shown, thumbnails=config.thumbnails)
-    audits = _audit_methods(study, report)
+    audits = audit_methods(study, report)
     if audits:
         report = with_audits(report, audits)
         write_report(report, out, **shown)
@@ -259,48 +255,6 @@ def _settings(method: MethodEntry) -> dict[str, str]:
     return shown | ({"adapter": f"of '{method.after.name}'"} if method.after else {})
 
 
-def _audit_methods(study: Study, report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Method -> content of its `audit.json`, which is written to `audits/` in the study folder; the first seed's run.
-
-    Of the methods that keep a classifier and did not fail: all, the one of the highest macro F1, or none. An audit that
-    cannot be made is said and left out: it must not lose the report.
-    """
-    config, out = study.config, study.out
-    values = {m["name"]: m["metrics"]["macro_f1"]["value"] for m in report["methods"]}
-    chosen = [m for m in study.methods if find_method(m.kind).keeps_classifier and m.name in values]
-    if config.audit != "all":
-        chosen = sorted(chosen, key=lambda m: values[m.name], reverse=True)[: config.audit == "best"]
-    asked = AuditConfig(
-        images=config.audit_images,
-        masks=config.audit_masks,
-        seed=config.seeds[0],
-        batch_size=config.batch_size or AuditConfig.batch_size,
-        duplicates=config.group_duplicates,
-    )
-    audits = {}
-    for method in chosen:
-        study.log(f"audit of {method.name}")
-        folder = out / "audits" / method.folder
-        try:
-            with unforeseen_errors(folder / "error.txt", out):
-                content = audit(
-                    read_run(method.runs(out)[0][2]),
-                    study.manifest,
-                    asked,
-                    folder,
-                    pixels=study.pixels,
-                    inspection=out / "inspection",
-                    progress=study.progress,
-                    announce=lambda _: None,
-                )
-        except (ThoraclipError, ModuleNotFoundError) as error:
-            study.log(f"audit of {method.name} failed: {error}")
-            continue
-        write_audit(content, folder)
-        audits[method.name] = content
-    return audits
-
-
 def _send_report(study: Study, report: Mapping[str, Any]) -> None:
     """The report to the trackers of the study, once: the metrics of every method, the table and the files."""
     out, trackers = study.out, study.config.trackers
@@ -341,43 +295,3 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict
         facts["near_duplicates"] = "not looked for; see thoraclip check"
     left_out = {reason: count for reason, count in omitted.items() if count}
     return facts | ({"left_out": left_out} if left_out else {})
-
-
-_DEMO_TRAINING = {
-    "loss": "prompt_ce",
-    "prompts": "reference",
-    "batch_size": 16,
-    "chunk_size": 16,
-    "epochs": 6,
-    "learning_rate": 1.5e-3,
-    "lora_dropout": 0.0,
-    "augmentation": "light",
-}
-"""Tuned for a few hundred images in a minute: a high learning rate, light augmentation, one short prompt for each
-class."""
-_DEMO_AUDIT = 100
-"""Test images that the demo's audit scores under every perturbation."""
-
-
-def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[MethodEntry]]:
-    """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot, probed in two ways, and
-    tuned.
-
-    Args:
-        phantoms: written by `data.phantom.write_phantoms`; its table names the patients, who stay in one part of the
-            split.
-        manifest_file: where their manifest is written.
-    """
-    found = index(phantoms, layout="csv", csv_file=phantoms / "phantoms.csv").manifest
-    write_manifest(manifest_file, split_fractions(found, fractions=(0.5, 0.1, 0.4), seed=0))
-    config = StudyConfig(
-        manifest=str(manifest_file), title="ThoraCLIP demo on synthetic radiographs", audit_images=_DEMO_AUDIT
-    )
-    entries: list[dict[str, Any]] = [
-        {"name": "zero-shot, ensemble", "kind": "zeroshot", "prompts": "chest-xray-ensemble"},
-        {"name": "zero-shot, reference prompts", "kind": "zeroshot", "prompts": "reference"},
-        {"name": "linear probe, L-BFGS", "kind": "probe"},
-        {"name": "linear probe, reference recipe", "kind": "probe", "solver": "adamw"},
-        {"name": "LoRA", "kind": "finetune", "then": "probe", **_DEMO_TRAINING},
-    ]
-    return config, build_entries(config, entries, {}, "demo")
