@@ -304,7 +304,7 @@ def test_a_signal_asks_for_a_stop_and_ends_nothing(number: signal.Signals) -> No
 SETTINGS = {
     "batch_size": 64, "chunk_size": 32, "epochs": 10, "steps": 0, "learning_rate": 1e-4, "warmup_steps": -1, "weight_decay": 0.01,
     "max_norm": 1.0, "class_weight": "none", "sampling": "shuffle", "augmentation": "standard", "val_fraction": 0.1, "validate_every": 0,
-    "patience": 0, "gradient_checkpointing": False, "checkpoint_minutes": 5.0, "processes": 0, "trackers": (), "seed": 0,
+    "patience": 0, "gradient_checkpointing": False, "checkpoint_minutes": 5.0, "processes": 0, "trackers": (), "shots": "all", "seed": 0,
 }  # fmt: skip
 
 

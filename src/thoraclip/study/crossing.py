@@ -48,8 +48,8 @@ def cross(
     crossed = set[str]()
     for entry in entries:
         name, known = str(entry.get("name", entry.get("kind"))), settings.get(str(entry.get("kind")), frozenset())
-        is_follower = entry.get("after") in crossed
-        if not models or "model" not in known or "model" in entry or ("after" in entry and not is_follower):
+        is_follower = isinstance(after := entry.get("after"), str) and after in crossed
+        if not models or "model" not in known or "model" in entry or (after is not None and not is_follower):
             yield entry
             continue
         stated = [one for one in _OF_ONE_ENCODER if entry.get(one)]
@@ -60,7 +60,7 @@ def cross(
             )
         crossed.add(name)
         for model, short in short_names(models).items():
-            own = {"after": f"{entry['after']}, {short}"} if is_follower else {"model": model}
+            own = {"after": f"{after}, {short}"} if is_follower else {"model": model}
             yield {**entry, **own, "name": f"{name}, {short}", "head": name}
 
 

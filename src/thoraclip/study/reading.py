@@ -170,7 +170,7 @@ def build_entries(
         require_name(name, f"{where}, method {number}")
         method, place = find_method(kind), f"{where}, method '{name}'"
         known = settings[kind]
-        if head and values.get("after") in left_out:
+        if head and str(values.get("after")) in left_out:
             left_out.add(name)
             continue
         after = _find_training(values.pop("after", None), methods, known, place)
