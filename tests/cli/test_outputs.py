@@ -39,6 +39,7 @@ COMMAND: dict[str, tuple[str, str]] = {
     "audit": ("audit {run} --out {out} --set images=12", "--set seed=1"),
     "explain": ("explain {run} {image} --seen --out {out}/e.png", "--seed 1"),
     "export": ("export {run} --out {out}", "--seed 1"),
+    "merge": ("merge {run} --out {out}", "--images 8"),
     "study": ("study {study} --out {out}", "--set seeds=[1]"),
     "demo": ("demo --images 60 --out {out}", ""),
 }
@@ -154,6 +155,7 @@ OTHERS = {
     "study": ["config.toml", "report.html", "metrics.jsonl"],
     "demo": ["config.toml"],
     "export": ["notes.txt", "bundle.json", "SHA256SUMS"],
+    "merge": ["config.json", "notes.txt", "thoraclip.json"],
     "phantom": ["notes.txt"],
     "embed": ["embeddings.json"],
     "index": ["m.index.json", "m.facts.jsonl"],
