@@ -114,7 +114,12 @@ TRACKERS: Mapping[str, Tracker] = {
         _to_mlflow,
         identify=lambda tracker: str(tracker.tracker.info.run_id),
     ),
-    "tensorboard": Tracker(("tensorboard", "tensorboardX"), lambda *_: {}, _to_tensorboard),
+    "tensorboard": Tracker(
+        ("tensorboard", "tensorboardX"),
+        # tensorboardX names its file by the second, and writes over one of the same second
+        lambda *_: {"filename_suffix": f".{secrets.token_hex(4)}"},
+        _to_tensorboard,
+    ),
     "trackio": Tracker(
         ("trackio",),
         lambda name, _: {"name": name, "resume": "allow", "embed": False},
