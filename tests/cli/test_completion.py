@@ -83,10 +83,14 @@ def test_an_extra_that_is_not_installed_completes_nothing(capsys: Capture, monke
     assert completed("thoraclip index images --layout ", capsys, monkeypatch) == set()
 
 
-def test_the_script_for_bash_asks_this_command(capsys: Capture, tmp_path: Path) -> None:
+def test_the_script_for_bash_asks_this_command(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sourced in a real bash, it completes by whatever `thoraclip` is on the path."""
+    monkeypatch.setenv("_THORACLIP_COMPLETE", "source_bash")  # `--show-completion` asks which shell started it
     with pytest.raises(SystemExit):
-        main(["--show-completion", "bash"])
+        main([])
+    monkeypatch.undo()
     script = capsys.readouterr().out
     assert "_THORACLIP_COMPLETE=complete_bash" in script
     bash = shutil.which("bash")
