@@ -53,7 +53,7 @@ def from_tokens(contrast: ContrastiveStep) -> ContrastiveStep:
     prefix = FrozenPrefix.of(encoder, 1)
     assert prefix is not None
     made = prefix.tokens(encoder.expand(np.array(contrast.greys))).numpy()
-    return dataclasses.replace(contrast, tokens=TokenCache(prefix, {0: (ROWS, made)}, (), contrast.config.seed))
+    return dataclasses.replace(contrast, tokens=TokenCache(prefix, {0: (ROWS, made)}, (), (), contrast.config.seed))
 
 
 @pytest.mark.parametrize("family", ["vision-text-dual-encoder", "siglip2"])

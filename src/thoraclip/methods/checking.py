@@ -105,10 +105,19 @@ def has_text(name: str) -> bool:
 
             model_type = find_checkpoint(name).config.model_type
         else:
-            model_type = read_config(str(folder), is_local=True).get("model_type")
+            model_type = _model_type(folder)
     except ModelError:
         return True
     return model_type not in ARCHITECTURES or ARCHITECTURES[model_type].has_text
+
+
+def _model_type(folder: Path) -> str:
+    """Of the model in a folder, in Transformers' or open_clip's format; raises ModelError where it does not say."""
+    content = read_config(str(folder), is_local=True)
+    described = describe_open_clip(str(folder), content, is_local=True)
+    if described is None:
+        check(content, table(model_type=text), folder / "config.json", error=ModelError, remedy="get the model again")
+    return str((described or content)["model_type"])
 
 
 def check_model(
@@ -135,18 +144,13 @@ def check_model(
         read_preprocess(found, geometry=geometry)
         return
     checkpoint = Checkpoint(name, str(folder), is_local=True, config=None)
-    content = read_config(str(folder), is_local=True)
-    described = describe_open_clip(str(folder), content, is_local=True)
-    if described is None:
-        file = folder / "config.json"
-        check(content, table(model_type=text), file, error=ModelError, remedy="get the model again")
-    model_type = (described or content)["model_type"]
-    has_text = encodes and find_architecture(model_type, name, needs_text=needs_text).has_text
+    model_type = _model_type(folder)
+    is_dual = encodes and find_architecture(model_type, name, needs_text=needs_text).has_text
     read_preprocess(checkpoint, geometry=geometry)
     files = sorted(folder.glob("*.safetensors"))
     if not files and with_weights:
         raise checkpoint.error(f"type '{model_type}': weights cannot be loaded; a model.safetensors is needed")
     for file in files:
         require_float_weights(file, f"model '{name}'")
-    if is_local and has_text and not any((folder / file).is_file() for file in _TOKENIZERS):
+    if is_local and is_dual and not any((folder / file).is_file() for file in _TOKENIZERS):
         raise checkpoint.error(f"its tokenizer cannot be loaded; {tokenizer_remedy(checkpoint)}")

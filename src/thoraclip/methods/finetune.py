@@ -136,17 +136,17 @@ def run(config: Config, context: RunContext) -> MethodOutput | None:
     Returns:
         As every method; `None` in all but the first of several processes.
     """
-    cached = set[Path]()
+    views = set[Path]()
 
     def train(training: FoldTraining[Config]) -> None:
-        cached.update(_train(training))
+        views.update(_train(training))
 
     output = train_folds("finetune", config, context, read_note=_read_note, train=train, score=_score)
     if output is None:
         return None
     if context.pixels is None:
         remove_tokens(context.folder.path / "pixels")
-    elif views := [folder for folder in cached if folder.name.startswith("tokens-view-")]:
+    elif views:
         remove_tokens(context.pixels, views)
     chosen = [one | ({"empty": True} if one["step"] == 0 else {}) for one in output.details["chosen"]]
     texts = {"prompt_set": load_prompts(config.prompts).name} if config.reads_prompts else {}
@@ -155,7 +155,7 @@ def run(config: Config, context: RunContext) -> MethodOutput | None:
 
 def _train(training: FoldTraining[Config]) -> Sequence[Path]:
     """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`, and the head of a
-    loss without texts. Returns the folders of cached tokens."""
+    loss without texts. Returns the folders of cached augmented views."""
     config, part, folder, step = training.config, training.part, training.folder, _prepare(training)
     tuned, steps = step.tuned, Steps(training, training.sampler(), _optimizer(config, step), step.state)
     if isinstance(step, LabelStep) and not steps.progress.rows:
@@ -189,7 +189,7 @@ def _train(training: FoldTraining[Config]) -> Sequence[Path]:
             )
         # the best adapter comes last: its note marks the end of the training
         tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | note)
-    return step.tokens.folders if step.tokens else ()
+    return step.tokens.view_folders if step.tokens else ()
 
 
 def _scored(step: ContrastiveStep | LabelStep, training: FoldTraining[Config]) -> dict[str, float]:

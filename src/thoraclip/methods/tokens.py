@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ class TokenCache:
     prefix: FrozenPrefix  # the tower around them
     views: Mapping[int, tuple[Rows, npt.NDArray[Any]]]  # see `cached_views` -> (rows, [R, T, D] on disk)
     folders: Sequence[Path]  # where they are
+    view_folders: Sequence[Path]  # those of them that hold augmented views
     seed: int  # of the run
 
     def of_batch(self, step: int, rows: Rows, samples: Rows) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,8 @@ def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.ND
     for view, rows in views.items():
         with locked(folders[view], option="--pixels") if group.is_main else nullcontext():
             arrays[view] = rows, _filled(training, prefix, greys, (view, rows), (folders[view], marks[view]))
-    return TokenCache(prefix, arrays, tuple(folders.values()), config.seed)
+    augmented = tuple(folder for view, folder in folders.items() if view)
+    return TokenCache(prefix, arrays, tuple(folders.values()), augmented, config.seed)
 
 
 def _filled(
@@ -199,7 +201,7 @@ def _kind(encoder: VisionEncoder) -> ArrayKind:
     return ArrayKind("tokens", {"tokens": (_stored(encoder), 3)}, schema=1, remedy="thoraclip finetune")
 
 
-def remove_tokens(root: Path, folders: Sequence[Path] = ()) -> None:
+def remove_tokens(root: Path, folders: Iterable[Path] = ()) -> None:
     """Remove some folders of tokens, or all that lie in a folder of pixel caches."""
     for folder in folders or root.glob("tokens-*"):
         shutil.rmtree(folder, ignore_errors=True)

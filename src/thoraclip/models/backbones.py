@@ -36,7 +36,7 @@ from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import atomic_open, whole_folder, write_json
 from thoraclip.shapes import sequence, table, text
 
-__all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
+__all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note", "set_labels"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)\.")
 """Number of the layer in a parameter's name: the first such number, which of a ResNet is the stage."""
@@ -150,9 +150,7 @@ class Backbone(Network):
             facts: what it was trained on, and how; JSON-able.
         """
         names = self.labels.names
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: number for number, name in enumerate(names)}
-        config = json.loads(self.config.to_json_string(use_diff=False))
+        config = json.loads(set_labels(self.config, self.labels).to_json_string(use_diff=False))
         for unsteady in ("_name_or_path", "transformers_version"):
             config.pop(unsteady, None)
         tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(self.network.state_dict().items())}
@@ -162,6 +160,13 @@ class Backbone(Network):
             with atomic_open(part / "model.safetensors") as stream:
                 stream.write(save(tensors, {"format": "pt"}))
             write_about(part, labels=list(names), preprocess=self.preprocess.as_dict(), facts=dict(facts))
+
+
+def set_labels(config: Any, labels: LabelSet) -> Any:
+    """The Transformers configuration with the classes, in the order of the scores."""
+    config.id2label = dict(enumerate(labels.names))
+    config.label2id = {name: number for number, name in enumerate(labels.names)}
+    return config
 
 
 def load_backbone(

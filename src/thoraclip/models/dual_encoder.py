@@ -60,13 +60,15 @@ class DualEncoder(VisionEncoder):
         features: Tensor = self.model.get_text_features(**tokens).pooler_output
         return features
 
+    @property
+    def text_length(self) -> int:
+        """Tokens at which a text is cut."""
+        return int(min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings))
+
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts -> tensors [B, L], padded as the text tower was trained and cut at its longest length."""
-        config = self.model.config.text_config
-        limit = int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
-        tokens = self.tokenizer(
-            list(texts), padding=self.architecture.padding, truncation=True, max_length=limit, return_tensors="pt"
-        )
+        given = {"padding": self.architecture.padding, "truncation": True, "max_length": self.text_length}
+        tokens = self.tokenizer(list(texts), **given, return_tensors="pt")
         return {name: value.to(self.device) for name, value in tokens.items()}
 
     @torch.inference_mode()
@@ -80,7 +82,7 @@ def load_dual_encoder(
     model: str | Path, *, adapter: str | Path = "", geometry: str = "squash", **given: Any
 ) -> DualEncoder:
     """`load_vision_encoder` of a model that must have a text tower; raises ModelError where it has none."""
-    encoder = load_vision_encoder(model, adapter=adapter, geometry=geometry, needs_text="what asked for it", **given)
+    encoder = load_vision_encoder(model, adapter=adapter, geometry=geometry, needs_text="a dual encoder", **given)
     assert isinstance(encoder, DualEncoder), "its architecture has a text tower"
     return encoder
 

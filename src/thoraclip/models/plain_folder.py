@@ -21,13 +21,13 @@ from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
-from thoraclip.models.backbones import Backbone, TowerClassifier
+from thoraclip.models.backbones import Backbone, TowerClassifier, set_labels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
 from thoraclip.models.classifiers import Classifier, EncoderClassifier
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import OPEN_CLIP_TYPE, write_about
 from thoraclip.models.image_processor import preprocessor_json
-from thoraclip.models.standard_head import EXPORT_INSTEAD, noise_pixels, set_labels, with_standard_head
+from thoraclip.models.standard_head import EXPORT_INSTEAD, noise_pixels, with_standard_head
 from thoraclip.runs import write_json
 
 __all__ = [
@@ -100,9 +100,7 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
             tokenizer=encoder.tokenizer,
             prompts=prompts,
             padding=encoder.architecture.padding,
-            length=int(
-                min(encoder.tokenizer.model_max_length, encoder.model.config.text_config.max_position_embeddings)
-            ),
+            length=encoder.text_length,
         ),
     )
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from thoraclip.dtypes import Floats
 from thoraclip.errors import InputError
-from thoraclip.labels import LabelSet
+from thoraclip.models.backbones import set_labels
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.classifiers import Classifier, EncoderClassifier
 
-__all__ = ["EXPORT_INSTEAD", "noise_pixels", "set_labels", "with_standard_head"]
+__all__ = ["EXPORT_INSTEAD", "noise_pixels", "with_standard_head"]
 
 EXPORT_INSTEAD = "`thoraclip export RUN --out BUNDLE` makes a bundle of it"
 """The remedy where Transformers has no such class."""
@@ -85,13 +85,6 @@ def with_standard_head(classifier: Classifier) -> Any:
         heads[0].weight[:, places].copy_(torch.from_numpy(tower.weight))
         heads[0].bias.copy_(torch.from_numpy(tower.bias))
     return network
-
-
-def set_labels(config: Any, labels: LabelSet) -> Any:
-    """The Transformers configuration with the classes, in the order of the scores."""
-    config.id2label = dict(enumerate(labels.names))
-    config.label2id = {name: number for number, name in enumerate(labels.names)}
-    return config
 
 
 def _name_of(classifier: Classifier) -> str:

@@ -18,7 +18,7 @@ from thoraclip.models.checkpoint import load_model, quiet
 from thoraclip.models.files import Checkpoint
 from thoraclip.models.network import Network
 
-__all__ = ["VisionEncoder", "load_tower", "untrained_tower"]
+__all__ = ["VisionEncoder", "load_tower", "unit", "untrained_tower"]
 
 _HEADS = ("classifier", "cls_classifier", "decoder", "distillation_classifier", "fc", "head", "lm_head", "pooler")
 """Parts of a checkpoint behind its vision tower, which features do not need."""
