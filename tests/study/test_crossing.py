@@ -13,6 +13,7 @@ from tests.study.conftest import method, write_study
 
 from thoraclip.errors import ConfigError
 from thoraclip.evaluation.encoders import with_encoders
+from thoraclip.evaluation.reading import three_digits
 from thoraclip.evaluation.render import html_page, markdown_page
 from thoraclip.evaluation.report import judge
 from thoraclip.study.crossing import short_names
@@ -119,6 +120,14 @@ def test_a_study_that_only_compares_with_texts_needs_an_encoder_of_texts(encoder
     text = method("zeroshot", "zero-shot")
     with pytest.raises(ConfigError, match=r"none of models = .* has a text tower; add a \[\[methods\]\] table"):
         read_study(_study(tmp_path, encoders[1:], text, tmp_path / "m.parquet"), {})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "\u2013"), (0.0101, "0.0101"), (2.5, "2.5"), (99.96, "100"), (634.2, "634"), (18612.0, "18,612")],
+)
+def test_costs_are_printed_without_powers_of_ten(value: float | None, text: str) -> None:
+    assert three_digits(value) == text
 
 
 def test_models_of_one_last_name_keep_their_whole_names() -> None:

@@ -47,6 +47,11 @@ def share(value: float | None) -> str:
     return "\u2013" if value is None else f"{100 * value:z.1f}".replace("-", _MINUS)
 
 
+def three_digits(value: float | None) -> str:
+    """2.5 -> `2.5`, 18612.0 -> `18,612`: three digits at least, never a power of ten; `None` -> a dash."""
+    return "\u2013" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def printed(value: float | None) -> str:
     """A published share with the two decimals that papers give: 0.9244 -> `92.44`, 0.878 -> `87.8`."""
     return "\u2013" if value is None else f"{100 * value:.2f}".removesuffix("0")

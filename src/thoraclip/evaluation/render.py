@@ -29,6 +29,7 @@ from thoraclip.evaluation.reading import (
     probability,
     share,
     share_interval,
+    three_digits,
     versus,
 )
 from thoraclip.evaluation.report_figures import report_figures
@@ -155,6 +156,7 @@ def _environment(*, html: bool) -> Environment:
         p=probability,
         tex=escape_latex,
         interval=share_interval,
+        three_digits=three_digits,
     )
 
 
