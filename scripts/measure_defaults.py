@@ -15,6 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
 
 import thoraclip
 
@@ -30,8 +33,8 @@ START: Mapping[str, Any] = {
 VALUES: Mapping[str, Sequence[Any]] = {
     "loss": ("prompt_ce", "unicl", "siglip", "infonce"),
     "batch_size": (8, 16, 32, 64, 256),
-    "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
-    "rank": (4, 8, 16, 32),
+    "learning_rate": (3e-4, 1e-3, 3e-3),
+    "rank": (4, 8, 16),
     "augmentation": ("none", "light", "standard"),
     "lora_dropout": (0.0, 0.1),
     "towers": ("both", "vision"),
@@ -53,37 +56,40 @@ def main() -> None:
     asked = parser.parse_args()
     fixed = {name: json.loads(value) for name, _, value in (each.partition("=") for each in asked.set)}
     chosen = {**START, **{name: value for name, value in fixed.items() if name in START}}
-    print("| setting | validation macro F1, % | seconds a training |\n|---|---|---|")
+    print("| setting | validation macro F1, % | processor seconds a training |\n|---|---|---|")
     for name in asked.only.split(","):
         tried = {value: _measure(asked, {**fixed, **chosen, name: value}, asked.images) for value in VALUES[name]}
         for value, (scores, seconds) in tried.items():
             print(_row(f"{name} = {value}", scores, seconds), flush=True)
         chosen[name] = max(tried, key=lambda value: statistics.mean(tried[value][0]))
     for share in BUDGETS:
-        print(
-            _row(
-                f"images = {round(share * asked.images)}",
-                *_measure(asked, {**fixed, **chosen}, round(share * asked.images)),
-            )
-        )
+        images = round(share * asked.images)
+        print(_row(f"images = {images}", *_measure(asked, {**fixed, **chosen}, images)), flush=True)
     print("\nchosen: " + ", ".join(f"{name} = {value}" for name, value in chosen.items()))
 
 
 def _measure(asked: argparse.Namespace, settings: Mapping[str, Any], images: int) -> tuple[list[float], float]:
-    """(validation macro F1 of the kept step for each seed, mean seconds of a training)."""
+    """(validation macro F1 of the kept step for each seed, mean processor seconds of a training)."""
     scores, seconds = [], []
     steps = max(1, images // settings["batch_size"])
     for seed in range(asked.seeds):
         name = "-".join(f"{value}" for value in (*(settings[key] for key in START), images, seed))
-        folder, began = asked.out / name, time.perf_counter()
+        folder, began = asked.out / name, time.process_time()
         given = {**settings, "steps": steps, "validate_every": max(1, steps // 8), "seed": seed}
         if not (folder / "seconds.json").is_file():
-            thoraclip.finetune(asked.manifest, out=folder, pixels=asked.out / "pixels", model=asked.model, **given)
-            (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began), encoding="utf-8")
+            with mock.patch("thoraclip.methods.finetune._score", _unscored):
+                thoraclip.finetune(asked.manifest, out=folder, pixels=asked.out / "pixels", model=asked.model, **given)
+            (folder / "seconds.json").write_text(json.dumps(time.process_time() - began), encoding="utf-8")
         details = json.loads((folder / "details.json").read_text(encoding="utf-8"))
         scores.append(statistics.mean(one["validation"]["val_macro_f1"] for one in details["chosen"]))
         seconds.append(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
     return scores, statistics.mean(seconds)
+
+
+def _unscored(training: Any) -> tuple[Any, Any]:
+    """In place of the scores of test images, which take longer than a short training and choose nothing."""
+    blank = np.full((len(training.context.manifest), len(training.labels)), 1 / len(training.labels))
+    return blank[training.part.test], blank[training.part.val]
 
 
 def _row(name: str, scores: Sequence[float], seconds: float) -> str:

@@ -98,7 +98,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class WordOr:
-    """One of a few words, or a number of a range; the number 0 is the last word."""
+    """One of a few words, or a whole number of a range."""
 
     words: tuple[str, ...]
     numbers: Range
@@ -143,7 +143,7 @@ Fraction = Annotated[float, Range(0, 1, above=True, below=True)]
 Weight = Annotated[float, Range(0, 1_000_000)]
 """A penalty, a norm or the like, that may be 0."""
 Seeds = tuple[Seed, ...]
-Shots = Annotated[int, Range(1, 1_000_000)] | Annotated[str, OneOf(("all",))]
+Shots = Annotated[int | str, WordOr(("all",), Range(1, 1_000_000))]
 """Labelled patients of each class, or all."""
 
 
@@ -153,8 +153,8 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     Args:
         name: of the setting, for the message.
         value: anything.
-        kind: bool, int, float, str or a class; `Annotated` with a `Range`; a tuple of these; any of these or `None`;
-            a number or a word.
+        kind: bool, int, float, str or a class; `Annotated` with a `Range`, `OneOf` or `WordOr`; a tuple of these; any of
+            these or `None`.
 
     Raises:
         ConfigError: another type, a number out of its range, or text that no file can hold.
@@ -163,21 +163,16 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     if origin in {types.UnionType, typing.Union}:
         if value is None and types.NoneType in arguments:
             return None
-        number, *word = (one for one in arguments if one is not types.NoneType)
-        return conform(name, value, word[0] if word and isinstance(value, str) else number)
+        return conform(name, value, next(one for one in arguments if one is not types.NoneType))
     if origin is tuple:
         return _items(name, value, arguments)
     limits, kind = (arguments[1], arguments[0]) if origin is Annotated else (None, kind)
     if isinstance(limits, WordOr):
         if value in limits.words:
             return value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, numbers.Integral)
-            or not (value == 0 or int(value) in limits.numbers)
-        ):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value not in limits.numbers:
             raise ConfigError(f"{name} = {shown(value)}: {limits} is needed")
-        return int(value) or limits.words[-1]
+        return int(value)
     if kind in (int, float):
         kinds, wanted = (numbers.Integral, "a whole number") if kind is int else (numbers.Real, "a number")
         rule = f"{wanted} {limits}" if limits else wanted

@@ -74,7 +74,6 @@ class Run:
     """What is audited, see `AuditTarget`; each fold has a classifier of its own."""
 
     manifest: Manifest
-    is_retrainable: bool = True
     name: str = "a run"
     kind: str = "probe"
     fingerprint: str = "f"
@@ -264,12 +263,11 @@ def test_what_needs_no_mask_always_runs(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_what_is_fitted_anew_asks_of_the_data_whatever_the_classifier_is(run: Run, tmp_path: Path) -> None:
-    for is_probe in (True, False):
-        content = audit(dataclasses.replace(run, is_retrainable=is_probe), run.manifest, SETTINGS, tmp_path / "audit")
-        asked = {(t["by"], t["asks"]) for t in content["tests"]}
-        fitted = {(by, asks) for by in ("probe", "trees") for asks in ("data", "control")}
-        assert asked == {("classifier", "classifier"), ("classifier", "control"), *fitted}
+def test_what_is_fitted_anew_asks_of_the_data(run: Run, tmp_path: Path) -> None:
+    content = audit(run, run.manifest, SETTINGS, tmp_path / "audit")
+    asked = {(t["by"], t["asks"]) for t in content["tests"]}
+    fitted = {(by, asks) for by in ("probe", "trees") for asks in ("data", "control")}
+    assert asked == {("classifier", "classifier"), ("classifier", "control"), *fitted}
 
 
 @pytest.mark.usefixtures("few_trees")

@@ -157,7 +157,6 @@ def test_a_run_folder_is_read_as_it_was_written(study: Path, tmp_path: Path) -> 
     assert run.own_predictions(SPLIT) is None
     own = split.own_predictions(SPLIT)
     assert own is not None and own.image_id == ("i2", "i5", "i8")
-    assert (run.is_retrainable, split.is_retrainable) == (True, False)
     kinds = {kind: replace(run, kind=kind).method.keeps_classifier for kind in METHODS}
     assert kinds == {kind: kind != "trivial" for kind in METHODS}
     with pytest.raises(InputError, match="a run of 'trivial' keeps no classifier of pictures; name a run of zeroshot"):

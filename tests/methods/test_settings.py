@@ -84,10 +84,6 @@ def test_what_is_just_within_the_rules_is_taken(config: type[Any], settings: dic
     assert {name: getattr(made, name) for name in settings} == settings
 
 
-def test_no_images_were_once_the_word_for_all() -> None:
-    assert AuditConfig(images=0) == AuditConfig(images="all")
-
-
 DEFAULTS: dict[type[Any], dict[str, Any]] = {
     Probe: {
         "features": "pooled", "solver": "lbfgs", "l2_min": 1e-4, "l2_max": 10.0, "l2_steps": 11, "refit": True,

@@ -228,13 +228,12 @@ class BundleClassifier:
 
 
 class BundleAuditTarget:
-    """See `methods.audit.sample.AuditTarget`. Linear probes can be trained again for the audit, other methods
-    cannot."""
+    """See `methods.audit.sample.AuditTarget`."""
 
     def __init__(self, opened: BundleClassifier) -> None:
         bundle = opened.bundle
         self.opened, self.name = opened, bundle.folder.resolve().name
-        self.kind, self.fingerprint, self.is_retrainable = bundle.kind, bundle.fingerprint, bundle.kind == "probe"
+        self.kind, self.fingerprint = bundle.kind, bundle.fingerprint
 
     def label_set(self, manifest: Manifest) -> LabelSet:
         """The classes; raises ManifestError where the manifest has others."""

@@ -91,11 +91,6 @@ class FinishedRun:
         is_one = not self.method.is_trained and (not adapter or None in adapter_folders(Path(adapter)))
         return (None,) if is_one else self.folds
 
-    @property
-    def is_retrainable(self) -> bool:
-        """True where the classifier is a linear probe on frozen features, which can be fitted again on any images."""
-        return self.method.fits_head
-
     def label_set(self, manifest: Manifest) -> LabelSet:
         """The classes of a manifest, as the run's settings name them."""
         return manifest.label_set(self.config.classes)

@@ -42,10 +42,6 @@ class AuditTarget(Protocol):
     def fingerprint(self) -> str:
         """Equal for equal classifiers."""
 
-    @property
-    def is_retrainable(self) -> bool:
-        """True where the classifier is a linear probe on frozen features."""
-
     def label_set(self, manifest: Manifest) -> LabelSet:
         """The classes, as they occur in this manifest."""
 
