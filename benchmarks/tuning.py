@@ -41,6 +41,8 @@ from thoraclip.models.prefix import FrozenPrefix
 from thoraclip.tables.manifest import read_manifest
 
 CLASSES = LabelSet(("a", "b", "c"))
+_EVERY_WEIGHT = {"learning_rate": 3e-5, "layer_decay": 0.75}
+"""As in configs/baseline/clip-tower.toml; at the default rate a pretrained tower unlearns in so few steps."""
 
 
 def stepper(model: str, images: int, batch: int, *, last: int, cached: bool) -> Callable[[], None]:
@@ -121,7 +123,7 @@ def compare_runs(manifest: Path, model: str, out: Path, settings: Mapping[str, A
     """Way -> seconds of the training (of a probe: of all of it) and in all, and macro F1 with its interval; the report
     of all ways lies in `out`."""
     images = read_manifest(manifest)
-    shared = {"model": model, "precision": "fp32"}
+    shared = {"model": model, "precision": settings.get("precision", "fp32")}
     tuned = shared | {"loss": "cross_entropy", "augmentation": "none"} | settings
     prefix = FrozenPrefix.of(load_vision_encoder(model, precision="fp32"), 1)
     depth = len(prefix.blocks) if prefix else 1
@@ -130,7 +132,7 @@ def compare_runs(manifest: Path, model: str, out: Path, settings: Mapping[str, A
     }
     entries["all blocks"] = ("finetune", tuned)
     entries["probe"] = ("probe", shared)
-    full = {name: value for name, value in settings.items() if name != "learning_rate"}
+    full = {name: settings[name] for name in ("epochs", "batch_size")} | _EVERY_WEIGHT
     entries["every weight"] = ("baseline", shared | {"augmentation": "none"} | full)
     found: dict[str, dict[str, Any]] = {}
     runs = {name: out / "runs" / name.replace(" ", "-") for name in entries}

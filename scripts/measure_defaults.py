@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=12_800, help="seen in each training")
+    parser.add_argument("--validations", type=int, default=8, help="of each training")
     parser.add_argument("--only", default=",".join(VALUES), help="settings that are tried")
     parser.add_argument("--set", action="append", default=[], help="name=JSON for every training")
     asked = parser.parse_args()
@@ -75,7 +76,7 @@ def _measure(asked: argparse.Namespace, settings: Mapping[str, Any], images: int
     for seed in range(asked.seeds):
         name = "-".join(f"{value}" for value in (*(settings[key] for key in START), images, seed))
         folder, began = asked.out / name, time.process_time()
-        given = {**settings, "steps": steps, "validate_every": max(1, steps // 8), "seed": seed}
+        given = {**settings, "steps": steps, "validate_every": max(1, steps // asked.validations), "seed": seed}
         if not (folder / "seconds.json").is_file():
             with mock.patch("thoraclip.methods.finetune._score", _unscored):
                 thoraclip.finetune(asked.manifest, out=folder, pixels=asked.out / "pixels", model=asked.model, **given)

@@ -47,7 +47,7 @@ def model(models: dict[str, str]) -> str:
 def config_of(model: str, **settings: Any) -> Config:
     few = {
         "batch_size": 4, "chunk_size": 3, "steps": STEPS, "validate_every": 2, "learning_rate": 1e-2, "precision": "fp32",
-        "val_fraction": 0.25, "prompts": "reference",
+        "val_fraction": 0.25, "prompts": "reference", "loss": "unicl",
     }  # fmt: skip
     return Config(model=model, **(few | settings))
 
@@ -355,22 +355,22 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
 
 def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_named(tmp_path: Path) -> None:
     own = {
-        "captions": "", "append_label": False, "prompts": "chest-xray-ensemble", "loss": "unicl", "batch_size": 256,
-        "chunk_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "train_logit_scale": True, "logit_scale_max": 100.0,
+        "captions": "", "append_label": False, "prompts": "chest-xray-ensemble", "loss": "prompt_ce", "batch_size": 32,
+        "chunk_size": 32, "learning_rate": 1e-3, "weight_decay": 0.01, "train_logit_scale": True, "logit_scale_max": 100.0,
         "class_weight": "none", "select": "auto", "prefix_views": 4, "temperature": 0.1,
     }  # fmt: skip
     shared = (ModelConfig, LoraSettings, TrainingSettings)
     assert (
         dataclasses.asdict(Config()) == {k: v for kind in shared for k, v in dataclasses.asdict(kind()).items()} | own
     )
-    Config(patience=1), Config(select="last", loss="prompt_ce"), Config(captions="c", append_label=True)
+    Config(patience=1), Config(select="last", loss="prompt_ce"), Config(captions="c", loss="unicl", append_label=True)
     captions = tmp_path / "c.csv"
     inputs = ModelConfig().inputs() | {"prompts": prompts_digest("reference")}
     assert Config(prompts="reference").inputs() == inputs
-    assert Config(prompts="reference", captions=str(captions)).inputs() == inputs, "told when it is read"
+    assert Config(prompts="reference", loss="unicl", captions=str(captions)).inputs() == inputs, "told when it is read"
     captions.write_text("image_id,caption")
     named = inputs | {"captions": file_sha256(captions)}
-    assert Config(prompts="reference", captions=str(captions)).inputs() == named
+    assert Config(prompts="reference", loss="unicl", captions=str(captions)).inputs() == named
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
         ({"select": "lasst"}, "unknown select 'lasst'; did you mean 'last'"),
         ({"select": "last", "patience": 1}, "patience = 1: with select = last no validation is the better one"),
         ({"append_label": True}, "append_label = true needs captions"),
-        ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out"),
+        ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out, or set loss: unicl, infonce, siglip"),
         ({"augmentation": "heavy"}, "unknown augmentation 'heavy'; known: light, none, standard"),
         ({"rank": 0}, "rank = 0"),
         ({"lora_blocks": 3}, r"lora_blocks = 3: the vision tower of '.*' has 2 blocks; take at most 2"),

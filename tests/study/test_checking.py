@@ -88,9 +88,9 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "adapter without weights": (
         ZERO + method("probe", "late", adapter="tuned"), put("tuned/adapter_config.json", "{}"), "adapter_model",
     ),
-    "captions": (ZERO + method("finetune", "late", captions="nowhere.csv"), nothing, "nowhere.csv"),
+    "captions": (ZERO + method("finetune", "late", loss="unicl", captions="nowhere.csv"), nothing, "nowhere.csv"),
     "captions of others": (
-        ZERO + method("finetune", "late", captions="c.csv"), put("c.csv", "image_id,caption\nx,film\n"), "none of the images",
+        ZERO + method("finetune", "late", loss="unicl", captions="c.csv"), put("c.csv", "image_id,caption\nx,film\n"), "none of the images",
     ),
     "caption column": ('captioner = "column"\ncaption_column = "text"\n' + ZERO, nothing, "caption_column = 'text'"),
     "embeddings": (ZERO + method("probe", "late", embeddings="nowhere"), nothing, "nowhere: no finished embeddings"),

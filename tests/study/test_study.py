@@ -441,9 +441,20 @@ def test_a_study_decodes_each_picture_once(study_file: Path, tmp_path: Path, mon
         assert kept == direct
 
 
-TRAINING = {"then": "probe", "append_label": True, "batch_size": 4, "chunk_size": 4, "steps": 1, "val_fraction": 0.3}
+TRAINING = {"then": "probe", "loss": "unicl", "append_label": True, "batch_size": 4, "chunk_size": 4, "steps": 1, "val_fraction": 0.3}
 TUNED = SETTINGS + 'seeds = [0, 1]\nbatch_size = 16\ncaptioner = "template"\n' + method("finetune", "LoRA", **TRAINING)
 TUNED += method("probe", "projected", after="LoRA", features="projected")
+
+
+def test_the_captions_of_a_study_reach_the_losses_that_take_captions(tmp_path: Path) -> None:
+    losses = ("infonce", "unicl", "siglip", "prompt_ce", "supcon", "cross_entropy")
+    text = SETTINGS + 'captioner = "template"\n' + "".join(method("finetune", loss, loss=loss) for loss in losses)
+    (tmp_path / "s.toml").write_text(text + method("finetune", "default"))
+    methods = read_study(tmp_path / "s.toml", {"manifest": "m.parquet"})[1]
+    assert [m.name for m in methods if m.has_own_captions] == ["infonce", "unicl", "siglip"]
+    with pytest.raises(ConfigError, match="unknown loss 'infonse'; did you mean 'infonce'"):
+        (tmp_path / "s.toml").write_text(SETTINGS + 'captioner = "template"\n' + method("finetune", loss="infonse"))
+        read_study(tmp_path / "s.toml", {"manifest": "m.parquet"})
 
 
 @pytest.mark.slow

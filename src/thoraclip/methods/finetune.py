@@ -58,14 +58,14 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     """Append the class name to the captions of the training images, as the reference study did."""
     prompts: str = "chest-xray-ensemble"
     """Prompt set that scores, and that is trained on where there are no captions."""
-    loss: Annotated[str, OneOf(LOSSES)] = "unicl"
-    """On texts: unicl, infonce, siglip (with labels), or prompt_ce (cross-entropy over class prompts). Without texts,
+    loss: Annotated[str, OneOf(LOSSES)] = "prompt_ce"
+    """On texts: prompt_ce (cross-entropy over class prompts), unicl, infonce, or siglip (with labels). Without texts,
     on the vision tower alone: supcon (supervised contrast), or cross_entropy of a linear head that is trained along."""
-    batch_size: BatchSize = 256
+    batch_size: BatchSize = 32
     """Pairs per optimizer step; the loss sees all of them."""
     chunk_size: BatchSize = 32
     """Pairs per forward pass. Memory only: results do not depend on it."""
-    learning_rate: Annotated[float, Range(0, 100, above=True)] = 3e-4
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-3
     """Peak of AdamW's step size."""
     weight_decay: Weight = 0.01
     """AdamW's, on LoRA and projections."""
@@ -89,10 +89,10 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
         if self.append_label and not self.captions:
             raise ConfigError("append_label = true needs captions = FILE; class prompts name the class already")
         if self.captions and LOSSES[self.loss].on_prompts:
+            others = [name for name, one in LOSSES.items() if one.takes_captions]
             raise ConfigError(
-                f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
+                f"loss = '{self.loss}' trains on class prompts; leave captions out, or set loss: {', '.join(others)}"
             )
-
         own = {"towers": "text", "projections": "train", "select": "zeroshot"}  # of losses on texts alone
         stated = [name for name, value in own.items() if getattr(self, name) == value]
         if not self.reads_texts and (self.captions or stated):

@@ -51,6 +51,11 @@ class Loss:
     reads_texts: bool = True  # it compares images with texts; else a vision tower alone is tuned
     has_head: bool = False  # it reads the logits of a linear head on the pooled features, which is trained along
 
+    @property
+    def takes_captions(self) -> bool:
+        """True where every image may have a text of its own."""
+        return self.reads_texts and not self.on_prompts
+
 
 def infonce(image: Tensor, text: Tensor, scale: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE over a batch of pairs (Radford et al. 2021, arXiv:2103.00020, fig. 3).

@@ -182,6 +182,8 @@ def build_entries(
         if after:
             shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known & _names(after.config)}
         given = {n: v for n, v in loose.items() if n in known}
+        if "captions" in known and not _takes_captions(method.config_type, values | given):
+            shared.pop("captions")
         config = build_config(method.config_type, shared | values | given, where=place)
         if head and config.reads_texts and not has_text(config.model):
             left_out.add(name)
@@ -205,6 +207,14 @@ def build_entries(
             f"{where}: method name '{names.most_common(1)[0][0]}' stands twice; every row of the table has its own"
         )
     return methods
+
+
+def _takes_captions(config: type[Any], values: Mapping[str, Any]) -> bool:
+    """False for a loss that trains on class prompts or reads no texts; the captions of the study are not for it."""
+    from thoraclip.methods.losses import LOSSES  # with torch
+
+    name = values.get("loss", config.loss)
+    return not (isinstance(name, str) and name in LOSSES) or LOSSES[name].takes_captions
 
 
 def _with_followers(entries: Iterable[Mapping[str, Any]], where: str) -> Iterator[Mapping[str, Any]]:
