@@ -355,8 +355,8 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
 
 def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_named(tmp_path: Path) -> None:
     own = {
-        "captions": "", "append_label": False, "prompts": "chest-xray-ensemble", "loss": "prompt_ce", "batch_size": 32,
-        "chunk_size": 32, "learning_rate": 1e-3, "weight_decay": 0.01, "train_logit_scale": True, "logit_scale_max": 100.0,
+        "captions": "", "append_label": False, "prompts": "chest-xray-ensemble", "loss": "prompt_ce", "batch_size": 16,
+        "chunk_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "train_logit_scale": True, "logit_scale_max": 100.0,
         "class_weight": "none", "select": "auto", "prefix_views": 4, "temperature": 0.1,
     }  # fmt: skip
     shared = (ModelConfig, LoraSettings, TrainingSettings)

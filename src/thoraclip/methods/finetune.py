@@ -61,11 +61,11 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     loss: Annotated[str, OneOf(LOSSES)] = "prompt_ce"
     """On texts: prompt_ce (cross-entropy over class prompts), unicl, infonce, or siglip (with labels). Without texts,
     on the vision tower alone: supcon (supervised contrast), or cross_entropy of a linear head that is trained along."""
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = 16
     """Pairs per optimizer step; the loss sees all of them."""
     chunk_size: BatchSize = 32
     """Pairs per forward pass. Memory only: results do not depend on it."""
-    learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-3
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 3e-4
     """Peak of AdamW's step size."""
     weight_decay: Weight = 0.01
     """AdamW's, on LoRA and projections."""
