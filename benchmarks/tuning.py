@@ -128,7 +128,9 @@ def compare_runs(manifest: Path, model: str, out: Path, settings: Mapping[str, A
     prefix = FrozenPrefix.of(load_vision_encoder(model, precision="fp32"), 1)
     depth = len(prefix.blocks) if prefix else 1
     entries: dict[str, tuple[str, dict[str, Any]]] = {
-        f"last {last} block{'s' * (last > 1)}": ("finetune", tuned | {"lora_blocks": last}) for last in (1, 2, 4, 8) if last < depth
+        f"last {last} block{'s' * (last > 1)}": ("finetune", tuned | {"lora_blocks": last})
+        for last in (1, 2, 4, 8)
+        if last < depth
     }
     entries["all blocks"] = ("finetune", tuned)
     entries["probe"] = ("probe", shared)

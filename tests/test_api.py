@@ -128,7 +128,7 @@ def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, 
         ("zeroshot", {"model": ""}, "model '': no such folder or shipped model"),
         ("zeroshot", {"adapter": "none"}, "adapter 'none': no adapter there; name a PEFT adapter folder"),
         ("zeroshot", {"prompts": "p.toml"}, "prompts 'p': no image is of class 'Covid29'"),
-        ("finetune", {"captions": "none.parquet"}, r"none\.parquet: no such captions file"),
+        ("finetune", {"captions": "none.parquet", "loss": "unicl"}, r"none\.parquet: no such captions file"),
         ("finetune", {"processes": 7}, "processes = 7, but 1 was started"),
     ],
 )

@@ -153,8 +153,8 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     Args:
         name: of the setting, for the message.
         value: anything.
-        kind: bool, int, float, str or a class; `Annotated` with a `Range`, `OneOf` or `WordOr`; a tuple of these; any of
-            these or `None`.
+        kind: bool, int, float, str or a class; `Annotated` with a `Range`, `OneOf` or `WordOr`; a tuple of these; any
+            of these or `None`.
 
     Raises:
         ConfigError: another type, a number out of its range, or text that no file can hold.
@@ -170,7 +170,7 @@ def conform(name: str, value: Any, kind: Any) -> Any:
     if isinstance(limits, WordOr):
         if value in limits.words:
             return value
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value not in limits.numbers:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) not in limits.numbers:
             raise ConfigError(f"{name} = {shown(value)}: {limits} is needed")
         return int(value)
     if kind in (int, float):

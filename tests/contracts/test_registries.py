@@ -123,7 +123,7 @@ def test_a_captioner_writes_for_the_command_and_for_a_study(
         return captions
 
     training = "steps = 1\nbatch_size = 6\nchunk_size = 6\nonly_folds = [0]"
-    file = folder / study(folder, f'a kind = "finetune"\n{training}')
+    file = folder / study(folder, f'a kind = "finetune"\nloss = "unicl"\n{training}')
     file.write_text(f'captioner = "dummy"\n{file.read_text()}')
     command, whole = (
         ["caption", "m.parquet", "--captioner", "dummy", "--out", "c.parquet"],

@@ -140,7 +140,11 @@ def test_a_single_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert chosen[1]["train"] == chosen[1]["val"] == 2 * classes, "one of two patients is held out"
     kept = [any((tmp_path / f"{n}").glob("validation*.parquet")) for n in (1, 2)]
     assert kept == [False, True], "scores of images that the head was fitted on calibrate nothing"
-    for shots, message in (("0", "shots = 0"), ("some", "shots = 'some': all, or a whole number from 1"), ("99", "shots = 99: class")):
+    for shots, message in (
+        ("0", "shots = 0"),
+        ("some", "shots = 'some': all, or a whole number from 1"),
+        ("99", "shots = 99: class"),
+    ):
         assert run(["probe", *command, f"shots={shots}", "--out", str(tmp_path / "refused")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()

@@ -48,6 +48,7 @@ l2_steps = 2
 [[methods]]
 name = "LoRA"
 kind = "finetune"
+loss = "unicl"
 batch_size = 5
 chunk_size = 2
 steps = 3
@@ -220,7 +221,7 @@ def test_the_room_for_tokens_is_said_and_a_disk_without_it_is_an_error(
 def test_what_fails_is_an_error_of_its_row_and_of_its_followers(study_file: Path, tmp_path: Path) -> None:
     text = STUDY.replace("steps = 3", "batch_size = 500\nsteps = 3").replace("batch_size = 5\n", "")
     (tmp_path / "captions.csv").write_text("image_id,caption\nCOVID-19/0.png,a chest film")
-    text += '[[methods]]\nname = "captioned"\nkind = "finetune"\ncaptions = "captions.csv"\nbatch_size = 5\nchunk_size = 5\nsteps = 1\n'
+    text += '[[methods]]\nname = "captioned"\nkind = "finetune"\nloss = "unicl"\ncaptions = "captions.csv"\nbatch_size = 5\nchunk_size = 5\nsteps = 1\n'
     study_file.write_text(text + '[[methods]]\nname = "reads no prompts"\nkind = "probe"\nprompts = "nowhere.toml"\n')
     found = plan_study(*read_study(study_file, {}), tmp_path / "out")
     errors = {row["name"]: row["error"] for row in found["runs"] if row["error"]}

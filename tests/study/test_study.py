@@ -441,7 +441,15 @@ def test_a_study_decodes_each_picture_once(study_file: Path, tmp_path: Path, mon
         assert kept == direct
 
 
-TRAINING = {"then": "probe", "loss": "unicl", "append_label": True, "batch_size": 4, "chunk_size": 4, "steps": 1, "val_fraction": 0.3}
+TRAINING = {
+    "then": "probe",
+    "loss": "unicl",
+    "append_label": True,
+    "batch_size": 4,
+    "chunk_size": 4,
+    "steps": 1,
+    "val_fraction": 0.3,
+}
 TUNED = SETTINGS + 'seeds = [0, 1]\nbatch_size = 16\ncaptioner = "template"\n' + method("finetune", "LoRA", **TRAINING)
 TUNED += method("probe", "projected", after="LoRA", features="projected")
 
