@@ -62,7 +62,7 @@ def stepper(model: str, images: int, batch: int, *, last: int, cached: bool) -> 
     tokens, prefix = None, FrozenPrefix.of(tuned.encoder, last) if cached else None
     if prefix is not None:
         made = [prefix.tokens(encoder.expand(greys[at : at + 32])) for at in range(0, images, 32)]
-        tokens = TokenCache(prefix, {0: (rows, torch.cat(made).numpy())}, (), config.seed)
+        tokens = TokenCache(prefix, {0: (rows, torch.cat(made).numpy())}, (), (), config.seed)
     targets = rows % len(CLASSES)
     step = LabelStep(
         config=config,

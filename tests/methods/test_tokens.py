@@ -18,6 +18,7 @@ from tests.conftest import examples, files
 from tests.methods.test_gradcache import BATCH, ROWS, difference, gradients, make_step, with_settings
 from tests.methods.threads import in_threads
 
+from benchmarks import tuning
 from thoraclip import disk
 from thoraclip.errors import InputError
 from thoraclip.methods import tokens as module
@@ -281,3 +282,9 @@ def test_the_adapter_is_that_of_a_training_without_the_cache(
         assert one.keys() == two.keys()
         for name in one:
             assert float((one[name] - two[name]).norm() / one[name].norm().clamp(min=1e-12)) < 1e-3, name
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_tokens_runs(tmp_path: Path) -> None:
+    rows = tuning.bench(tmp_path, quick=True)
+    assert [row.unit for row in rows] == ["images/s"] * 2 and all(row.ratio > 0 for row in rows)
