@@ -4,9 +4,9 @@ macro F1.
     python -m benchmarks.tuning                                             the steps alone, on a random ViT-B/32
     python -m benchmarks.tuning --manifest M --model MODEL --out DIR        and time against macro F1 of whole runs
 
-The second form runs `finetune` (loss cross_entropy, no augmentation) with LoRA in the last 1, 2, 4, 8 and all blocks,
-`probe`, and `baseline` (every weight), each from the decoded images on, and writes `tuning.json`, `tuning.svg` and the
-report with its paired comparisons into DIR.
+The second form runs `finetune` (no augmentation; `--loss`, `--towers` and more) with LoRA in the last 1, 2, 4, 8 and
+all blocks, `probe`, and `baseline` (every weight), each from the decoded images on, and writes `tuning.json`,
+`tuning.svg` and the report with its paired comparisons into DIR.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ from thoraclip.tables.manifest import read_manifest
 CLASSES = LabelSet(("a", "b", "c"))
 _EVERY_WEIGHT = {"learning_rate": 3e-5, "layer_decay": 0.75}
 """As in configs/baseline/clip-tower.toml; at the default rate a pretrained tower unlearns in so few steps."""
+
+_SETTINGS = {"loss": "cross_entropy", "towers": "both", "learning_rate": 3e-4, "precision": "fp32"}
+"""Of the whole runs, and options of the command."""
 
 
 def stepper(model: str, images: int, batch: int, *, last: int, cached: bool) -> Callable[[], None]:
@@ -123,8 +126,8 @@ def compare_runs(manifest: Path, model: str, out: Path, settings: Mapping[str, A
     """Way -> seconds of the training (of a probe: of all of it) and in all, and macro F1 with its interval; the report
     of all ways lies in `out`."""
     images = read_manifest(manifest)
-    shared = {"model": model, "precision": settings.get("precision", "fp32")}
-    tuned = shared | {"loss": "cross_entropy", "augmentation": "none"} | settings
+    shared = {"model": model, "precision": settings["precision"]}
+    tuned = shared | {"augmentation": "none"} | settings
     prefix = FrozenPrefix.of(load_vision_encoder(model, precision="fp32"), 1)
     depth = len(prefix.blocks) if prefix else 1
     entries: dict[str, tuple[str, dict[str, Any]]] = {
@@ -170,12 +173,12 @@ def draw(found: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    given = options(__doc__, manifest=None, model="", out=None, last=4, epochs=3, batch_size=64, rounds=3)
+    given = options(__doc__, manifest=None, model="", out=None, last=4, epochs=3, batch_size=64, rounds=3, **_SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         model = given.model or vit_b_32(Path(folder))
         print(table(compare_steps(model, last=given.last, batch=given.batch_size, rounds=given.rounds)))
     if given.manifest:
-        settings = {"epochs": given.epochs, "batch_size": given.batch_size}
+        settings = {name: getattr(given, name) for name in ("epochs", "batch_size", *_SETTINGS)}
         found = compare_runs(given.manifest, given.model, given.out, settings)
         (given.out / "tuning.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         draw(found).savefig(given.out / "tuning.svg")

@@ -33,7 +33,7 @@ START: Mapping[str, Any] = {
 VALUES: Mapping[str, Sequence[Any]] = {
     "loss": ("prompt_ce", "unicl", "siglip", "infonce"),
     "batch_size": (8, 16, 32, 64, 256),
-    "learning_rate": (3e-4, 1e-3, 3e-3),
+    "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
     "rank": (4, 8, 16),
     "augmentation": ("none", "light", "standard"),
     "lora_dropout": (0.0, 0.1),
