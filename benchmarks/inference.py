@@ -36,11 +36,13 @@ import thoraclip
 from thoraclip.bundle import parity
 from thoraclip.bundle.onnx import _quantise_convolutions
 from thoraclip.bundle.opening import open_bundle
+from thoraclip.bundle.runtime import has_exact_bytes
+from thoraclip.bundle.signed_weights import open_signed
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run
 from thoraclip.models.onnx_files import quiet_exporter
-from thoraclip.models.sessions import open_session
+from thoraclip.models.sessions import onnxruntime, open_session
 from thoraclip.tables.manifest import write_manifest
 from thoraclip.threads import cores
 
@@ -115,7 +117,9 @@ def quantisers(folders: dict[str, Path], rounds: int, count: int) -> list[Result
     with quiet_exporter():
         quantize_dynamic(root / "whole.onnx", files["quantize_dynamic"])
     _quantise_convolutions(root / "whole.onnx", files["quantize_static"], shown)
-    sessions = {name: open_session(file) for name, file in files.items()}
+    opened = open_signed if has_exact_bytes() else open_session  # as a bundle is opened
+    sessions = {name: open_session(files[name]) for name in ("fp32", "quantize_dynamic")}
+    sessions |= {name: opened(files[name], onnxruntime.SessionOptions()) for name in ("int8", "quantize_static")}
 
     def features(name: str, size: int = 8) -> npt.NDArray[np.float32]:
         parts = [greys[at : at + size] for at in range(0, len(greys), size)]

@@ -21,6 +21,7 @@ from thoraclip.bundle import runtime
 from thoraclip.bundle.eight_bits import eight_bit_products, rounded, zero_point
 from thoraclip.bundle.format import Bundle, read_bundle
 from thoraclip.bundle.runtime import BundleClassifier, has_exact_bytes
+from thoraclip.bundle.signed_weights import WEIGHTS_END, ZEROS_END, open_signed, signed_weights
 from thoraclip.errors import MismatchError
 
 GREYS = np.random.default_rng(0).integers(0, 256, (6, 5, 8), dtype=np.uint8)
@@ -176,6 +177,59 @@ def test_bundles_answer_alike_on_any_processor(workshop: Workshop, name: str) ->
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         scores = np.concatenate([session.run(["scores"], {"greys": one[None]})[0] for one in GREYS_32])
         assert np.abs(scores - told).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
+def test_weights_made_signed_are_the_same_numbers(workshop: Workshop, name: str) -> None:
+    """Read by onnx: every unsigned weight less 128, its zero point 0; nothing else has changed."""
+    file = workshop.bundle(name, int8=True) / "model.onnx"
+    before = {one.name: one for one in onnx.load(str(file)).graph.initializer}
+    data, beside = signed_weights(file)
+    model = onnx.load_from_string(data)
+    weights = 0
+    for one in model.graph.initializer:
+        if one.name in beside:
+            found, place = beside[one.name], {entry.key for entry in one.external_data}
+            assert one.data_type == TensorProto.INT8 and "location" in place
+        elif one.external_data:
+            continue  # as it was
+        else:
+            found = numpy_helper.to_array(one)
+        own = numpy_helper.to_array(before[one.name])
+        if one.name.endswith((WEIGHTS_END, ZEROS_END)):
+            weights += one.name.endswith(WEIGHTS_END)
+            assert found.dtype == np.int8 and np.array_equal(found, own.astype(int) - 128)
+            assert found.any() == one.name.endswith(WEIGHTS_END), "a zero point is 0"
+        else:
+            assert found.dtype == own.dtype and np.array_equal(found, own)
+    assert weights == sum(one.data_type == TensorProto.UINT8 and len(one.dims) > 1 for one in before.values()) > 0
+    original = onnx.load(str(file), load_external_data=False)
+    del original.graph.initializer[:], model.graph.initializer[:]
+    assert model == original
+
+
+@pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
+def test_answers_are_the_same_bytes_with_signed_weights(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of a processor that multiplies signed bytes exactly; another one keeps the file's unsigned weights."""
+    bundle = read_bundle(workshop.bundle(name, int8=True))
+    opened = []
+    monkeypatch.setattr(runtime, "open_signed", lambda *given: (opened.append(1), open_signed(*given))[1])
+    told = BundleClassifier(bundle).look(GREYS_32)
+    assert bool(opened) is has_exact_bytes()
+    monkeypatch.setattr(runtime, "has_exact_bytes", lambda: False)
+    for one, other in zip(told, BundleClassifier(bundle).look(GREYS_32), strict=True):
+        assert np.array_equal(one, other)
+    assert len(opened) == has_exact_bytes()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda _: b"\xff" * 99, lambda _: b"\x3a\x02"])
+def test_what_is_no_onnx_file_cannot_be_opened_signed(tmp_path: Path, workshop: Workshop, damage: Any) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(damage((workshop.bundle("probe", int8=True) / "model.onnx").read_bytes()))
+    with pytest.raises(Exception, match=r"range|bits|protobuf|INVALID|location|buffer|file"):
+        open_signed(file, onnxruntime.SessionOptions())
 
 
 @pytest.mark.parametrize("is_exact", [True, False])

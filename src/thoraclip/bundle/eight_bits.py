@@ -14,7 +14,7 @@ the bytes of the picture themselves stay as they are.
 
 Q is stored as Q + 128 in u8, with 128 as its zero point. On x86 without dot products of bytes (VNNI), ONNX Runtime adds
 pairs of u8 x s8 products in 16 bits, and these sums saturate (VPMADDUBSW); its products of u8 x u8 are exact there,
-too.
+too. On processors with them, `signed_weights` makes the weights signed when the model is opened.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from thoraclip.bundle.signed_weights import WEIGHTS_END, ZEROS_END
 from thoraclip.dtypes import Floats, Greys
 from thoraclip.models.sessions import onnxruntime, open_session
 
@@ -193,10 +194,11 @@ class _Writer:
             self._digits[x] = self._of_bytes(x) if x in self._bytes else self._rounded(x)
         digits, scale = self._digits[x]
         q, t = rounded(matrix)
-        weights = self._constant((q.astype(np.int16) + _MIDDLE).astype(np.uint8), f"{out}.weights")
+        weights = self._constant((q.astype(np.int16) + _MIDDLE).astype(np.uint8), f"{out}{WEIGHTS_END}")
         scales = self._constant(t.astype(np.float32), f"{out}.scales")
         own = np.uint8(0 if scale is None else self._measured[x].zero)
-        one, zero, middle = (self._constant(value) for value in (np.float32(1), own, np.uint8(_MIDDLE)))
+        one, zero = self._constant(np.float32(1)), self._constant(own)
+        middle = self._constant(np.uint8(_MIDDLE), f"weights{ZEROS_END}")
         factors = [digits, weights, one, scales, zero, middle]
         y = self._add("MatMulIntegerToFloat", factors, f"{out}.whole", domain="com.microsoft")
         if scale is not None:

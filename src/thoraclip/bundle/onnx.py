@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from thoraclip.bundle.eight_bits import eight_bit_products
+from thoraclip.bundle.signed_weights import WEIGHTS_END, ZEROS_END
 from thoraclip.dtypes import Floats, Greys
 from thoraclip.errors import ModelError
 from thoraclip.imaging import Preprocess
@@ -166,6 +167,21 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
             nodes_to_exclude=head,
         )
     ready.unlink()
+    model = onnx.load(str(target))
+    _name_unsigned(model.graph)
+    onnx.save(model, str(target))
+
+
+def _name_unsigned(graph: onnx.GraphProto) -> None:
+    """Give unsigned weights and their zero points the names by which `signed_weights` knows them."""
+    unsigned = {one.name: one for one in graph.initializer if one.data_type == onnx.TensorProto.UINT8}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in unsigned:
+            for place, ending in ((0, WEIGHTS_END), (2, ZEROS_END)):
+                constant = unsigned[node.input[place]]
+                name = f"{constant.name.removesuffix(ending)}{ending}"
+                constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant), name))  # in raw bytes
+                node.input[place] = name
 
 
 def _mean_features(path: Path, greys: Greys) -> Floats:

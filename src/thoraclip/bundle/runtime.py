@@ -22,6 +22,7 @@ import numpy as np
 
 from thoraclip.bundle.format import MODEL, Bundle
 from thoraclip.bundle.session import require_own_data, require_tensors
+from thoraclip.bundle.signed_weights import open_signed
 from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.errors import ImageError, ManifestError, MismatchError, ParityError, first_line
 from thoraclip.imaging import MAX_PIXELS, Preprocess, Radiograph, decode, fit
@@ -105,7 +106,9 @@ class BundleClassifier:
         row_wise = bundle.facts.get("quantisation") == "row-wise"
         if row_wise:  # written as it is to be run; optimising it takes 0.2 s
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if bundle.precision == "int8" and bundle.facts.get("weights") != UNSIGNED and not has_exact_bytes():
+        is_unsigned = bundle.facts.get("weights") == UNSIGNED
+        is_fast = bundle.precision == "int8" and has_exact_bytes()
+        if bundle.precision == "int8" and not is_unsigned and not is_fast:
             if row_wise:  # the option below is an optimisation, and one that fails where products share a zero point
                 raise MismatchError(
                     f"{bundle.folder}: its int8 weights are signed, and this processor cannot multiply signed bytes "
@@ -115,7 +118,7 @@ class BundleClassifier:
         model = bundle.file(MODEL)
         require_own_data(bundle)
         try:
-            self._session = open_session(model, options)
+            self._session = (open_signed if is_unsigned and is_fast else open_session)(model, options)
         except Exception as error:  # of ONNX Runtime's own kinds, which it does not export
             raise MismatchError(
                 f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
