@@ -35,6 +35,7 @@ class Stub:
 
     labels, preprocess, features_key = LabelSet(("dark", "bright")), SPEC, ("stub",)
     bundle, read = SimpleNamespace(note_on=lambda _: "stub"), staticmethod(decode)
+    classify_each = BundleClassifier.classify_each
 
     def __init__(self, together: int, *, is_let: bool) -> None:
         self.together, self.calls = together, list[int]()
