@@ -56,12 +56,10 @@ class Limits(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.files > self.waiting:
-            rule = f"no more than can wait ({self.waiting})"
-            raise ConfigError(f"files = {self.files}: {rule}; raise waiting, or lower files")
-        if self.megabytes > self.held_megabytes:
-            rule = f"no more than can be held ({self.held_megabytes})"
-            raise ConfigError(f"megabytes = {self.megabytes}: {rule}; raise held_megabytes, or lower megabytes")
+        for name, above, rule in (("files", "waiting", "can wait"), ("megabytes", "held_megabytes", "can be held")):
+            value, most = getattr(self, name), getattr(self, above)
+            if value > most:
+                raise ConfigError(f"{name} = {value}: no more than {rule} ({most}); raise {above}, or lower {name}")
 
 
 class RefusedError(HTTPException):
