@@ -264,11 +264,9 @@ class BundleAuditTarget:
 
     def own_predictions(self, manifest: Manifest) -> None:
         """A bundle keeps no table of predictions."""
-        return
 
     def kept_answers(self, classifier: BundleClassifier, manifest: Manifest, images: Manifest) -> None:
         """Nor features."""
-        return
 
 
 @cache

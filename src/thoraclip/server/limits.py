@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -67,12 +67,7 @@ class RefusedError(HTTPException):
     that cannot be read: `{"index": 0, "error": "..."}`."""
 
     def __init__(
-        self,
-        status_code: int,
-        detail: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        pictures: list[Any] | None = None,
+        self, status_code: int, detail: str, *, headers: Mapping[str, str] | None = None, pictures: Sequence[Any] = ()
     ) -> None:
         super().__init__(status_code, detail, headers)
         self.pictures = pictures
