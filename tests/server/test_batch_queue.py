@@ -166,6 +166,24 @@ def test_a_fault_of_the_model_reaches_who_asked_and_nobody_else(queues: Any, mon
     assert levels(asyncio.run(queue.predict([picture(3)]))) == [3]
 
 
+def test_a_fault_of_the_decoder_reaches_who_asked_and_nobody_else(queues: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three requests of one batch."""
+    stub, queue = queues(together=4, is_let=False)
+    monkeypatch.setattr(stub, "read", lambda data, **how: 1 / 0 if data == b"odd" else decode(data, **how))
+
+    async def ask() -> list[Any]:
+        first = await begun(stub, queue)
+        asked = [asyncio.create_task(queue.predict([data])) for data in (picture(7), b"odd", picture(9))]
+        while queue.waiting < 3:
+            await asyncio.sleep(0.001)
+        stub.go.set()
+        await first
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    before, odd, after = asyncio.run(ask())
+    assert levels([*before, *after]) == [7, 9] and isinstance(odd, ZeroDivisionError)
+
+
 async def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(queues: Any) -> None:
     stub, queue = queues(is_let=False, seconds=2)
     blocking = await begun(stub, queue)
