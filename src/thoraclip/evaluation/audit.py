@@ -88,7 +88,13 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
             tests = with_verdicts([*measured, shared])
     tests = sorted(tests, key=lambda test: (*FAMILIES, "control").index(test["asks"]))
     original = _accuracy(answers, "original", resamples, seed)
-    told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=_changed_by_nothing(facts.sham))
+    sham, broken = facts.sham, []
+    if sham["other_answers"] > MARGIN * sham["images"]:
+        broken = [
+            f"A control failed: {counted(sham['other_answers'], 'answer')} of {sham['images']} changed though nothing "
+            "was replaced: the classifier does not give the same answer twice."
+        ]
+    told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=broken)
     n, groups = len(answers.target), int(answers.groups.max()) + 1
     could_show = power(tests, images=n, groups=groups, available=facts.available or n)
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
@@ -206,16 +212,6 @@ def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dic
         f"({points(effect)} points{between(row, points)}). A heat map is no proof of either."
     )
     return row | {"words": words}
-
-
-def _changed_by_nothing(sham: Mapping[str, Any]) -> list[str]:
-    """A sentence where answers change though nothing was replaced."""
-    if sham["other_answers"] <= MARGIN * sham["images"]:
-        return []
-    return [
-        f"A control failed: {counted(sham['other_answers'], 'answer')} of {sham['images']} changed though nothing was "
-        "replaced: the classifier does not give the same answer twice."
-    ]
 
 
 def _limits(facts: Facts, attributes: Sequence[Mapping[str, Any]], subgroups: Sequence[Mapping[str, Any]]) -> list[str]:

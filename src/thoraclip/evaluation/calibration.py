@@ -11,18 +11,7 @@ import numpy as np
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.proportions import patient_share
 
-__all__ = [
-    "COVERAGES",
-    "ECE_BINS",
-    "accuracy_at",
-    "accuracy_curve",
-    "aurc",
-    "ece",
-    "equal_mass_bins",
-    "gap_columns",
-    "reliability_bins",
-]
-
+__all__ = ["COVERAGES", "accuracy_at", "accuracy_curve", "aurc", "ece", "gap_columns", "reliability_bins"]
 
 ECE_BINS = 15
 """Number of bins, as in Guo et al. 2017 (arXiv:1706.04599)."""

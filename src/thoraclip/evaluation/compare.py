@@ -20,19 +20,7 @@ from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
 from thoraclip.proportions import t_quantile
 
-__all__ = [
-    "ALPHA",
-    "COMPARED",
-    "METHODS",
-    "MODELS",
-    "Contestant",
-    "compare",
-    "correct_p",
-    "holm",
-    "mcnemar_p",
-    "t_test",
-]
-
+__all__ = ["ALPHA", "COMPARED", "MODELS", "Contestant", "compare", "correct_p", "holm", "t_test"]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""

@@ -11,12 +11,12 @@ from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import reliability_bins
 from thoraclip.evaluation.intervals import Estimate, estimate
-from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, known_mean, per_class, roc
+from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, per_class, roc
 from thoraclip.evaluation.resampling import Replicates
 from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import training_variance
 
-__all__ = ["MISTAKES", "mean_clusters", "mean_estimate", "method_entry", "training_values"]
+__all__ = ["MISTAKES", "mean_clusters", "mean_estimate", "method_entry", "metric_estimate", "training_values"]
 
 
 MISTAKES = 24
@@ -72,8 +72,7 @@ def training_values(
         is_other = METRICS[name].by_class and len(np.unique(part.target)) < classes
         return None if is_other else METRICS[name].point(part)
 
-    found = {name: [[value(name, part) for part in folds] for folds in parts] for name in names}
-    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+    return {name: np.array([[value(name, p) for p in folds] for folds in parts], dtype=np.float64) for name in names}
 
 
 def _by_training(tables: Sequence[Scored], fold_of: Ints) -> list[list[Scored]]:
@@ -102,31 +101,41 @@ def _metrics(
 
     `exact` is for constant predictions, whose unvarying metrics are no luck of the draw.
     """
-    values, by_class = [headline(table) for table in tables], mean_clusters(aligned.target, aligned.groups)
     entries: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        each = [one[name] for one in values]
-        entries[name] = mean_estimate(
-            each,
-            [one.headline[name] for one in drawn],
-            [one.noise[name] for one in drawn if name in one.noise],
-            clusters=by_class if metric.by_class else aligned.group_count,
-            training=training_variance(trainings[name]) if trainings else None,
-            exact=exact,
-            bounds=metric.bounds,
-            higher_is_better=metric.higher_is_better,
-        ).as_json()
-        if len(each) > 1:
+    for name in METRICS:
+        training = training_variance(trainings[name]) if trainings else None
+        found = metric_estimate(name, tables, drawn, aligned.groups, training=training, exact=exact)
+        entries[name] = found.as_json()
+        if len(tables) > 1:
+            each = [METRICS[name].point(table) for table in tables]
             known = [value for value in each if value is not None]
             entries[name]["per_seed"] = each
             entries[name]["seed_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return entries
 
 
-def mean_estimate(values: Sequence[float | None], drawn: Sequence[Floats], noise: Any = (), **more: Any) -> Estimate:
+def metric_estimate(
+    name: str, tables: Sequence[Scored], drawn: Sequence[Replicates], groups: Ints, **more: Any
+) -> Estimate:
+    """A metric of `METRICS`: the mean over tables of the same images (i64[N] `groups`) with the interval of that mean,
+    from the resamples of each; `more` as in `estimate`."""
+    metric, noise = METRICS[name], [one.noise[name] for one in drawn if name in one.noise]
+    return mean_estimate(
+        [metric.point(table) for table in tables],
+        [one.headline[name] for one in drawn],
+        clusters=mean_clusters(tables[0].target, groups) if metric.by_class else int(groups.max()) + 1,
+        bounds=metric.bounds,
+        higher_is_better=metric.higher_is_better,
+        noise=np.mean(noise, axis=0) if noise else None,
+        **more,
+    )
+
+
+def mean_estimate(values: Sequence[float | None], drawn: Sequence[Floats], **more: Any) -> Estimate:
     """The mean over several tables, with the interval of that mean; `more` as in `estimate`."""
-    means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
-    return estimate(known_mean(values), means[0], noise=means[1], **more)
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if known else None
+    return estimate(mean, np.mean(drawn, axis=0) if drawn else None, **more)
 
 
 def _per_class(

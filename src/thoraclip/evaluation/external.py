@@ -18,9 +18,9 @@ from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import correct_p, t_test
-from thoraclip.evaluation.entries import mean_clusters, mean_estimate, training_values
+from thoraclip.evaluation.entries import mean_estimate, metric_estimate, training_values
 from thoraclip.evaluation.intervals import Estimate, difference_interval
-from thoraclip.evaluation.metrics import METRICS, Scored, per_class
+from thoraclip.evaluation.metrics import Scored, per_class
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
@@ -194,20 +194,12 @@ def measure(
         resamples: of groups.
         seed: of the resampling.
     """
-    groups = np.unique(aligned.groups[rows], return_inverse=True)[1]
-    target, many = tables[0].target, int(groups.max()) + 1
-    drawn = replicate(tables, groups, resamples=resamples, seed=seed) if many > 1 else []
+    groups, target, values = np.unique(aligned.groups[rows], return_inverse=True)[1], tables[0].target, {}
+    drawn = replicate(tables, groups, resamples=resamples, seed=seed) if groups.max() > 0 else []
     trainings = {} if fold_of is None else training_values(tables, fold_of, names=_MEASURED)
-    by_class, values = mean_clusters(target, groups), {}
     for name in _MEASURED:
-        values[name] = mean_estimate(
-            [METRICS[name].point(table) for table in tables],
-            [one.headline[name] for one in drawn],
-            [one.noise[name] for one in drawn if name in one.noise],
-            clusters=by_class if METRICS[name].by_class else many,
-            training=_training(trainings[name], folds) if trainings else None,
-            higher_is_better=METRICS[name].higher_is_better,
-        )
+        training = _training(trainings[name], folds) if trainings else None
+        values[name] = metric_estimate(name, tables, drawn, groups, training=training)
     recalls, recall = [per_class(table)["recall"] for table in tables], {}
     for c in np.unique(target).tolist():
         recall[aligned.labels.names[c]] = mean_estimate(

@@ -28,17 +28,7 @@ from thoraclip.evaluation.trainings import Variance, draw_variance, total, train
 from thoraclip.pages import counted
 from thoraclip.proportions import t_quantile
 
-__all__ = [
-    "FewShot",
-    "Judge",
-    "Point",
-    "curve_points",
-    "labels_text",
-    "learning_curve",
-    "learning_notes",
-    "learning_reading",
-    "shots_columns",
-]
+__all__ = ["FewShot", "labels_text", "learning_curve", "learning_notes", "learning_reading", "shots_columns"]
 
 Shots = int | str
 
@@ -94,7 +84,14 @@ def learning_curve(
     Raises:
         MismatchError: a few-shot run was scored on other images than the methods of the report.
     """
-    found = curve_points(_tables(few, aligned), few, aligned, resamples=resamples, seed=seed)
+    tables: dict[tuple[str, Shots], Sequence[Scored]] = {}
+    if known := {key: run for key, run in few.runs.items() if run.predictions}:
+        own = align(list(known.values()))
+        if own.image_id != aligned.image_id:
+            raise MismatchError("few-shot runs were scored on other images than the methods; run the study again")
+        tables = {key: own.scored[run.name] for key, run in known.items()}
+    tables |= {(name, "all"): several for name, several in aligned.scored.items() if name != MAJORITY}
+    found = curve_points(tables, few, aligned, resamples=resamples, seed=seed)
     untrained = [e for e in entries if not e["trained"] and e["name"] != MAJORITY]
     best = max(untrained, key=lambda e: e["metrics"][MAIN_METRIC]["value"], default=None)
     judge = Judge(few, aligned, found[best["name"], "all"] if best else None)
@@ -102,12 +99,10 @@ def learning_curve(
     methods = []
     for name, kind in kinds.items():
         curve = [found[key] for key in few.runs if key[0] == name and key in found]
-        if few.with_all and name in rows:
-            curve.append(found[name, "all"])
+        curve += [found[name, "all"]] if few.with_all and name in rows else []
         drawn = [judge.point(point, rows.get(name)) for point in curve]
         gains = [judge.gain(a, b) for a, b in pairwise(curve)]
         methods.append({"name": name, "kind": kind, "points": drawn, "gains": gains})
-    failed = [(key, run.failed) for key, run in few.runs.items() if run.failed]
     return {
         "metric": MAIN_METRIC,
         "draws": few.draws,
@@ -117,7 +112,9 @@ def learning_curve(
         "methods": methods,
         "untrained": [{"name": e["name"], **e["metrics"][MAIN_METRIC]} for e in untrained],
         "floor": best["name"] if best else None,
-        "failed": [{"name": name, "shots": shots, "error": error} for (name, shots), error in failed],
+        "failed": [
+            {"name": name, "shots": shots, "error": run.failed} for (name, shots), run in few.runs.items() if run.failed
+        ],
     }
 
 
@@ -140,19 +137,6 @@ def curve_points(
             training = training_variance(training_values(several, aligned.fold_of, names=[MAIN_METRIC])[MAIN_METRIC])
         found[name, shots] = Point(shots, values, mean, training)
     return found
-
-
-def _tables(few: FewShot, aligned: Aligned) -> dict[tuple[str, Shots], Sequence[Scored]]:
-    """(method, shots) -> a table for each training, over the images of the report in their order."""
-    full: dict[tuple[str, Shots], Sequence[Scored]]
-    full = {(name, "all"): tables for name, tables in aligned.scored.items() if name != MAJORITY}
-    known = {key: run for key, run in few.runs.items() if run.predictions}
-    if not known:
-        return full
-    own = align(list(known.values()))
-    if own.image_id != aligned.image_id:
-        raise MismatchError("few-shot runs were scored on other images than the methods; run the study again")
-    return {key: own.scored[run.name] for key, run in known.items()} | full
 
 
 @dataclass(frozen=True)
@@ -229,16 +213,12 @@ def labels_text(curve: Mapping[str, Any]) -> str:
     return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
 
 
-def _labels(curve: Mapping[str, Any], shots: Shots) -> str:
-    if shots == "all":
-        return f"all labels ({labels_text(curve)} {curve['unit']}s of each class)"
-    assert isinstance(shots, int)
-    return f"{counted(shots, 'labelled ' + curve['unit'])} of each class"
-
-
 def _of_method(curve: Mapping[str, Any], method: Mapping[str, Any]) -> str:
-    last = method["points"][-1]
-    said = f"With {_labels(curve, last['shots'])}, {method['name']} reaches a macro F1 of {share_interval(last)} %."
+    last, unit = method["points"][-1], curve["unit"]
+    labels = f"all labels ({labels_text(curve)} {unit}s of each class)"
+    if last["shots"] != "all":
+        labels = f"{counted(last['shots'], f'labelled {unit}')} of each class"
+    said = f"With {labels}, {method['name']} reaches a macro F1 of {share_interval(last)} %."
     return " ".join([said, *_gains(method["gains"]), *_lead(curve, method["points"])])
 
 

@@ -10,7 +10,7 @@ Conventions, here and in `intervals`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,18 +20,7 @@ from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.weighted import Weighted, mean_of_known
 
-__all__ = [
-    "METRICS",
-    "PER_CLASS",
-    "Metric",
-    "Scored",
-    "confusion",
-    "headline",
-    "known_mean",
-    "per_class",
-    "precision_recall",
-    "roc",
-]
+__all__ = ["METRICS", "PER_CLASS", "Scored", "confusion", "headline", "per_class", "precision_recall", "roc"]
 
 
 @dataclass(frozen=True)
@@ -160,12 +149,6 @@ def precision_recall(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
 def _average_precision(is_class: Masks, score: Floats) -> float:
     precision, recall = precision_recall(is_class, score)
     return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
-
-
-def known_mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that exist; `None` where none does."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _known(values: Floats) -> list[float | None]:

@@ -12,7 +12,7 @@ from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.entries import training_values
 from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate, percentile_interval
-from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline, log_loss_terms
+from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, log_loss_terms
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.trainings import training_variance
 
@@ -58,9 +58,22 @@ def recalibration(
             replicates[name] = dict(zip(("brier", "log_loss", "accuracy"), resampled, strict=False))
             replicates[name]["ece"] = np.abs(resampled[3:]).sum(axis=0)
             replicates[name]["noise"] = np.abs(resampled[3:] - means[3:, None]).sum(axis=0)
-    measured = {name: _estimates(table, replicates[name], count, fold_of) for name, table in tables.items()}
+    measured: dict[str, dict[str, Estimate]] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for name, table in tables.items():
+    for name, table in sorted(tables.items(), key=lambda item: item[0] != BEFORE):
+        trainings = {} if fold_of is None else training_values([table], fold_of, names=_MEASURED)
+        measured[name] = {
+            metric: estimate(
+                METRICS[metric].point(table),
+                replicates[name].get(metric),
+                clusters=count,
+                training=training_variance(trainings[metric]) if trainings else None,
+                bounds=METRICS[metric].bounds,
+                higher_is_better=METRICS[metric].higher_is_better,
+                noise=replicates[name].get("noise") if metric == "ece" else None,
+            )
+            for metric in _MEASURED
+        }
         entries[name] = {metric: found.as_json() for metric, found in measured[name].items()}
         entries[name]["bins"] = calibration.reliability_bins(table.confidence, table.correct, groups)
         if name != BEFORE:
@@ -82,26 +95,6 @@ def _columns(scored: Scored) -> Floats:
     gaps = calibration.gap_columns(scored.confidence, scored.correct)
     columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
     return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
-
-
-def _estimates(
-    scored: Scored, replicates: Mapping[str, Floats], clusters: int, fold_of: Ints | None
-) -> dict[str, Estimate]:
-    """Metric -> value with interval."""
-    values = headline(scored)
-    trainings = {} if fold_of is None else training_values([scored], fold_of, names=_MEASURED)
-    return {
-        metric: estimate(
-            float(values[metric] or 0.0),
-            replicates.get(metric),
-            clusters=clusters,
-            training=training_variance(trainings[metric]) if trainings else None,
-            bounds=METRICS[metric].bounds,
-            higher_is_better=METRICS[metric].higher_is_better,
-            noise=replicates.get("noise") if metric == "ece" else None,
-        )
-        for metric in _MEASURED
-    }
 
 
 def _change(

@@ -101,18 +101,13 @@ def replicate_answers(
     """
     from scipy.sparse import csr_array  # type: ignore[import-untyped]  # 0.2 s
 
-    count, rows = tables[0].class_count, np.arange(len(groups))
-    answers = [
-        csr_array((np.ones(len(rows)), (table.target * count + table.predicted, rows)), (count * count, len(rows)))
-        for table in tables
-    ]
-    cells: list[list[Floats]] = [[] for _ in tables]
-    with _threads().limit(limits=1, user_api="blas"):
-        for weights in resample_weights(groups, resamples=resamples, seed=seed):
-            for found, one_hot in zip(cells, answers, strict=True):
-                found.append((one_hot @ weights).T.reshape(-1, count, count))
-    none: Floats = np.zeros(0)
-    drawn = [Weighted(np.concatenate(found), areas=lambda: none, losses=lambda: none) for found in cells]
+    count, images, none = tables[0].class_count, len(groups), np.zeros(0)
+    cell = np.stack([(i * count + t.target) * count + t.predicted for i, t in enumerate(tables)])  # [T, N]
+    places = cell.ravel(), np.tile(np.arange(images), len(tables))
+    one_hot = csr_array((np.ones(cell.size), places), (len(tables) * count * count, images))
+    weights = resample_weights(groups, resamples=resamples, seed=seed)
+    cells = np.concatenate([one_hot @ w for w in weights], axis=1).T.reshape(resamples, -1, count, count)
+    drawn = [Weighted(cells[:, i], areas=lambda: none, losses=lambda: none) for i in range(len(tables))]
     return [{name: METRICS[name].resampled(one) for name in names} for one in drawn]
 
 

@@ -22,16 +22,7 @@ from thoraclip.evaluation.metrics import Scored
 from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.manifest import Manifest
 
-__all__ = [
-    "COLUMNS",
-    "FEWEST",
-    "POINTS",
-    "group_columns",
-    "group_values",
-    "members",
-    "predicted_calls",
-    "subgroup_entries",
-]
+__all__ = ["COLUMNS", "POINTS", "group_columns", "group_values", "members", "predicted_calls", "subgroup_entries"]
 
 FEWEST = 10
 """Patients (or images) behind a value below which it is shown and not judged: no gap, no part of equalised odds."""

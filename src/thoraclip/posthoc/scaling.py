@@ -15,16 +15,7 @@ import numpy as np
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError
 
-__all__ = [
-    "MAX_TEMPERATURE",
-    "MIN_TEMPERATURE",
-    "PATIENTS_NEEDED",
-    "TemperatureScaling",
-    "VectorScaling",
-    "fit_temperature",
-    "fit_vector",
-]
-
+__all__ = ["TemperatureScaling", "fit_temperature", "fit_vector"]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Bounds of T: images that are all right would draw it to 0, scores that mean nothing to infinity."""
