@@ -91,11 +91,7 @@ def external_entries(
 
 
 def _entry(
-    one: ExternalResult,
-    inside: Aligned,
-    known: dict[tuple[str, tuple[str, ...]], Sample],
-    resamples: int,
-    seed: int,
+    one: ExternalResult, inside: Aligned, known: dict[tuple[str, tuple[str, ...]], Sample], resamples: int, seed: int
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": one.name,
@@ -133,24 +129,15 @@ def _entry(
         "inside_n": int(rows.sum()),
         "commonest": max(counts.values()) / len(outside.image_id),
     }
-    everything = np.ones(len(outside.image_id), dtype=bool)
     for method in one.methods:
         key = (method.name, present)
         if key not in known:
             fold_of = inside.fold_of[rows] if method.is_trained else None
             tables = [Scored(inside.target[rows], table.scores[rows]) for table in inside.scored[method.name]]
             known[key] = measure(tables, inside, rows, fold_of=fold_of, resamples=resamples, seed=seed)
-        folds = max(1, len(inside.folds)) if method.is_trained else 1
-        fold_of = np.zeros(len(everything), dtype=np.int64) if method.is_trained else None
-        there = measure(
-            outside.scored[method.name],
-            outside,
-            everything,
-            fold_of=fold_of,
-            folds=folds,
-            resamples=resamples,
-            seed=seed + 1,
-        )
+        fold_of, folds = (np.zeros_like(outside.target), max(1, len(inside.folds))) if method.is_trained else (None, 1)
+        every, scored = np.ones(len(outside.target), dtype=bool), outside.scored[method.name]
+        there = measure(scored, outside, every, fold_of=fold_of, folds=folds, resamples=resamples, seed=seed + 1)
         entry["methods"].append(_method(method, known[key], there, counts))
     for metric in DROPS:
         correct_p([method["drop"][metric] for method in entry["methods"]])
@@ -221,8 +208,7 @@ def _training(values: Floats, folds: int) -> Variance | None:
 def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | None]:
     """Value inside minus value outside: `value`, `low`, `high` and `p`, `None` where they do not exist.
 
-    The interval is put together from those of both; p is that of Student's t on the sum of
-    both variances.
+    The interval is put together from those of both; p is that of Student's t on the sum of both variances.
 
     Args:
         inside, outside: of one method.
