@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thoraclip.dtypes import Ints, Masks
+from thoraclip.dtypes import Ints
 from thoraclip.errors import ConfigError, ManifestError, MismatchError
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.results import MethodResult
@@ -59,10 +59,6 @@ class Aligned:
     def group_count(self) -> int:
         """G."""
         return int(self.groups.max()) + 1
-
-    def groups_of(self, rows: Masks) -> int:
-        """Number of groups among some images, bool[N]."""
-        return len(np.unique(self.groups[rows]))
 
 
 def align(methods: Sequence[MethodResult]) -> Aligned:

@@ -55,14 +55,8 @@ def ece(confidence: Floats, correct: Masks, bins: int = ECE_BINS) -> float:
 
 
 def reliability_bins(confidence: Floats, correct: Masks, patients: Ints, bins: int = ECE_BINS) -> list[dict[str, Any]]:
-    """Non-empty bins of a reliability diagram in the order of their confidence; arguments as in `ece`.
-
-    Args:
-        patients: i64[N], whose image it is.
-
-    Returns:
-        Of each bin: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % interval by patient.
-    """
+    """Non-empty bins of a reliability diagram in the order of their confidence, arguments as in `ece` and i64[N]
+    `patients`: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % interval by patient."""
     member, drawn = equal_mass_bins(confidence, bins), []
     for number in np.unique(member):
         rows = member == number
@@ -73,11 +67,8 @@ def reliability_bins(confidence: Floats, correct: Masks, patients: Ints, bins: i
 
 
 def accuracy_curve(confidence: Floats, correct: Masks) -> Floats:
-    """Accuracy of the k most confident answers, for k = 1, ..., N.
-
-    Equally confident images are answered in a random order: the expectation (f64[N]) is given, so the order of rows
-    plays no part.
-    """
+    """Accuracy of the k most confident answers, for k = 1, ..., N: f64[N]. Equally confident images are answered in a
+    random order: the expectation is given, so the order of rows plays no part."""
     levels, member = np.unique(-confidence, return_inverse=True)
     share = np.bincount(member, weights=correct, minlength=len(levels)) / np.bincount(member, minlength=len(levels))
     return np.asarray(np.cumsum(share[np.sort(member)]) / np.arange(1, len(correct) + 1), dtype=np.float64)

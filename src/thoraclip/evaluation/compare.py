@@ -56,7 +56,6 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
     """Difference a - b of every pair, for every metric of `COMPARED`.
 
     Args:
-        contestants: in the order of the report.
         intervals: False when the images cannot be resampled (one group): then no interval and no bootstrap p.
         groups: i64[N], the patient (or the image itself) of each image: what is independent of what.
 

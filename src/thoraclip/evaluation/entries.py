@@ -28,13 +28,8 @@ _ROC_POINTS = 60
 def method_entry(
     name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool
 ) -> dict[str, Any]:
-    """What can be computed about one method.
-
-    Args:
-        tables: one per seed; figures are drawn from the first.
-        drawn: resamples of every table; none when nothing can be resampled.
-        trained: whether the spread over seeds or folds is one of trainings.
-    """
+    """What can be computed about one method: `tables`, one per seed (figures are drawn from the first), `drawn`, the
+    resamples of each or none, and `trained`, whether the spread over seeds or folds is one of trainings."""
     first, exact = tables[0], name == MAJORITY
     several = trained and (len(tables) > 1 or bool(aligned.fold_of.any()))
     trainings = training_values(tables, aligned.fold_of) if several else {}
@@ -58,14 +53,8 @@ def method_entry(
 def training_values(
     tables: Sequence[Scored], fold_of: Ints, names: Sequence[str] = tuple(METRICS)
 ) -> dict[str, Floats]:
-    """The value of every training: metric -> f64[k, K], seed by fold; NaN where it does not exist, or where a mean over
-    classes lacks one in a fold.
-
-    Args:
-        tables: k, one a seed.
-        fold_of: i64[N], the fold of every image, 0..K-1.
-        names: in `METRICS`.
-    """
+    """The value of every training: metric -> f64[k, K], of k tables (seeds) and the K folds of i64[N] `fold_of`; NaN
+    where it does not exist, or where a mean over classes lacks one in a fold."""
     parts, classes = _by_training(tables, fold_of), len(np.unique(tables[0].target))
 
     def value(name: str, part: Scored) -> float | None:
@@ -155,7 +144,7 @@ def _per_class(
             entry[name] = mean_estimate(
                 of_class,
                 [one.per_class[name][:, c] for one in drawn],
-                clusters=aligned.groups_of(~members if name == "specificity" else members),
+                clusters=len(np.unique(aligned.groups[~members if name == "specificity" else members])),
                 training=training_variance(each) if spreads else None,
                 exact=exact,
             ).as_json()

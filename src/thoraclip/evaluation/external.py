@@ -60,12 +60,8 @@ class ExternalResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """Metrics of one method on one set of images.
-
-    Args:
-        values: metric -> `Estimate`, with the names of `_MEASURED`.
-        recall: class -> `Estimate`, of the classes that have images.
-    """
+    """Metrics of one method on one set of images: `values` by name of `_MEASURED`, and `recall` by class that has
+    images."""
 
     values: Mapping[str, Estimate]
     recall: Mapping[str, Estimate]
@@ -74,11 +70,9 @@ class Sample:
 def external_entries(
     results: Sequence[ExternalResult], inside: Aligned, *, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """An entry of the report for each external set.
+    """An entry of the report for each external set; `inside` are the study's judged images and every method's scores.
 
     Args:
-        results: of the study.
-        inside: the study's judged images and every method's scores on them.
         resamples: of each set.
         seed: of the resampling inside; outside it is the next number, so that the two are independent.
 
@@ -174,12 +168,9 @@ def measure(
 
     Args:
         tables: T tables over the chosen images, one a training.
-        aligned: the images.
-        rows: bool[N], the chosen ones.
+        aligned, rows: the images, and bool[N], the chosen ones.
         fold_of: i64 of the chosen ones, as in `entries.training_values`; `None` of a method that is not trained.
         folds: classifiers of each seed among the tables, which are ordered by seed and share most training images.
-        resamples: of groups.
-        seed: of the resampling.
     """
     groups, target, values = np.unique(aligned.groups[rows], return_inverse=True)[1], tables[0].target, {}
     drawn = replicate(tables, groups, resamples=resamples, seed=seed) if groups.max() > 0 else []
@@ -206,14 +197,8 @@ def _training(values: Floats, folds: int) -> Variance | None:
 
 
 def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | None]:
-    """Value inside minus value outside: `value`, `low`, `high` and `p`, `None` where they do not exist.
-
-    The interval is put together from those of both; p is that of Student's t on the sum of both variances.
-
-    Args:
-        inside, outside: of one method.
-        name: in `DROPS`.
-    """
+    """Value inside minus value outside of a metric in `DROPS`: `value`, `low`, `high` and `p`, `None` where they do not
+    exist. The interval is put together from those of both; p is that of Student's t on the sum of both variances."""
     here, there = inside.values[name], outside.values[name]
     found: dict[str, float | None] = dict.fromkeys(("value", "low", "high", "p", "p_holm"))
     if here.value is None or there.value is None:

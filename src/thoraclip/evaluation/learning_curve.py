@@ -76,7 +76,6 @@ def learning_curve(
     """The entry `learning_curve` of a report.
 
     Args:
-        few: the few-shot runs.
         entries: of the methods of the report.
         aligned: the judged images, and every method's scores.
         resamples, seed: of the report, so that test images are paired with those of the full trainings.

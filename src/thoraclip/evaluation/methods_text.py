@@ -20,11 +20,7 @@ _SPREADS = {
 
 
 def statistical_methods(report: Mapping[str, Any]) -> str:
-    """One paragraph, from what stands in a report that was judged; empty where nothing was.
-
-    Args:
-        report: content of `report.json`.
-    """
+    """One paragraph, from the content of a `report.json`; empty where nothing was judged."""
     sample, drawn = report["sample"], report["bootstrap"]
     if sample is None:
         return ""

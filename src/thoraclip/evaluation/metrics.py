@@ -71,8 +71,10 @@ class Scored:
         """f64[2, 1, C], see `Weighted`."""
         areas = np.full((2, 1, self.class_count), np.nan)
         for c in self.rankable:
-            is_class, score = self.target == c, self.scores[:, c]
-            areas[:, 0, c] = _auroc(is_class, score), _average_precision(is_class, score)
+            false, true = roc(self.target == c, self.scores[:, c])
+            precision, recall = precision_recall(self.target == c, self.scores[:, c])
+            areas[0, 0, c] = (np.diff(false) * (true[1:] + true[:-1]) / 2).sum()
+            areas[1, 0, c] = max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum())
         return areas
 
     @cached_property
@@ -135,20 +137,10 @@ def roc(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     return np.append(0.0, false) / false[-1], np.append(0.0, true) / true[-1]
 
 
-def _auroc(is_class: Masks, score: Floats) -> float:
-    false, true = roc(is_class, score)
-    return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
-
-
 def precision_recall(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(precision, recall) at every distinct score of one class against the rest, from the highest down."""
     true, false = _thresholds(is_class, score)
     return true / (true + false), true / true[-1]
-
-
-def _average_precision(is_class: Masks, score: Floats) -> float:
-    precision, recall = precision_recall(is_class, score)
-    return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
 
 
 def _known(values: Floats) -> list[float | None]:

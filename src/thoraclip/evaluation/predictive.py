@@ -62,8 +62,7 @@ def predictive_entry(
 
     Args:
         entry: the method's entry of the report, with `per_class` and `trust`.
-        prevalence: class -> what is stated, see `read_prevalence`.
-        images: class -> judged images.
+        prevalence, images: class -> what is stated, see `read_prevalence`, and class -> judged images.
 
     Returns:
         Class -> `study` and `stated` (`None` where nothing is stated), each `prevalence` and for every point of

@@ -40,8 +40,7 @@ def recalibration(
         tables: name -> scores of the same N images; one is `BEFORE`.
         groups: i64[N], see `resampling.resample_weights`; nothing is resampled where there is only one.
         fold_of: i64[N], see `entries.training_values`; `None` where no training varies.
-        resamples: of the groups; the fits that made the tables are held fixed in them.
-        seed: of the resampling; with that of the report, the intervals of `BEFORE` are those of its metrics.
+        resamples, seed: of the groups; the fits that made the tables are held fixed in them.
 
     Returns:
         Table -> `ece`, `brier`, `log_loss`, `accuracy` (value, low, high), `bins` of the reliability diagram and, for

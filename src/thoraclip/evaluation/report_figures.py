@@ -16,11 +16,7 @@ __all__ = ["report_figures"]
 def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`, `learning
     curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `audit METHOD`, where the
-    report has what they show.
-
-    Args:
-        report: the content of `report.json`.
-    """
+    report (content of `report.json`) has what they show."""
     found: dict[str, Callable[[], str]] = {}
     for one in report.get("external", ()):
         if one["methods"]:
@@ -30,18 +26,17 @@ def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
         found[f"audit {name}"] = partial(figures.audit_figure, one["tests"])
     if (verdict := report["verdict"]) is None:
         return found
-    methods, images = ordered(report["methods"]), report["sample"]["images_per_class"]
+    methods, real = ordered(report["methods"]), ranked(report["methods"])
+    images = report["sample"]["images_per_class"]
     trusted, useful, grouped = ([m for m in methods if m.get(k)] for k in ("trust", "predictive_values", "subgroups"))
     found["forest"] = partial(figures.forest_figure, methods, best=verdict["best"], tied=verdict["tied"])
-    for m in ranked(methods):
-        found[f"confusion {m['name']}"] = partial(figures.confusion_figure, m, report["classes"])
-        found[f"reliability {m['name']}"] = partial(figures.reliability_figure, m)
+    found |= {f"confusion {m['name']}": partial(figures.confusion_figure, m, report["classes"]) for m in real}
+    found |= {f"reliability {m['name']}": partial(figures.reliability_figure, m) for m in real}
     if trusted:
         found["selective"] = partial(figures.selective_figure, trusted)
     if curve := report.get("learning_curve"):
         found["learning curve"] = partial(figures.learning_figure, curve)
-    for label in report["classes"]:
-        found[f"roc {label}"] = partial(curve_figures.roc_figure, ranked(methods), label)
+    found |= {f"roc {label}": partial(curve_figures.roc_figure, real, label) for label in report["classes"]}
     for label in report["classes"]:
         if useful:
             share = images[label] / sum(images.values())

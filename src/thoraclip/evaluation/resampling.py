@@ -66,17 +66,8 @@ def resample_weights(groups: Ints, *, resamples: int, seed: int, cells: int = _C
 
 
 def replicate(tables: Sequence[Scored], groups: Ints, *, resamples: int, seed: int) -> list[Replicates]:
-    """Metrics of every table in the same resamples.
-
-    Args:
-        tables: T tables over the same N images in the same order.
-        groups: i64[N], see `resample_weights`.
-        resamples: R.
-        seed: of the resampling.
-
-    Returns:
-        T entries.
-    """
+    """Metrics of each of T tables over the same N images in the same order, all in the same resamples; arguments as of
+    `resample_weights`."""
     prepared = [PreparedTable(table) for table in tables]
     chunks: list[list[Replicates]] = [[] for _ in tables]
     # The products are small: BLAS threads would only wait for each other (ten times slower beside another job).
@@ -90,15 +81,8 @@ def replicate(tables: Sequence[Scored], groups: Ints, *, resamples: int, seed: i
 def replicate_answers(
     tables: Sequence[Scored], groups: Ints, names: Sequence[str], *, resamples: int, seed: int
 ) -> list[dict[str, Floats]]:
-    """The headline metrics of `replicate` that the answers alone decide, in the same resamples, in a tenth of its time.
-
-    Args:
-        tables, groups, resamples, seed: as of `replicate`.
-        names: of metrics of a confusion matrix, such as accuracy and macro_f1.
-
-    Returns:
-        Metric -> f64[R] for each table.
-    """
+    """The headline metrics `names` of `replicate` that the answers alone decide, such as accuracy, in the same
+    resamples and in a tenth of its time: metric -> f64[R] for each table."""
     from scipy.sparse import csr_array  # type: ignore[import-untyped]  # 0.2 s
 
     count, images, none = tables[0].class_count, len(groups), np.zeros(0)

@@ -219,11 +219,8 @@ def shared_errors(
 
     Effect: how much more often both name the same wrong class than they would if, within each true class, their answers
     had nothing to do with each other: mean of [a = b] - sum_k P(a = k | y) P(b = k | y), over the images where b is
-    wrong. Tested only where b is shown to be better than chance, and then one more test of the classifier.
-
-    Args:
-        classifier: name of a's answers.
-        alone: row of the test of b, whose answers have its name.
+    wrong. Tested only where b (row `alone`, whose answers have its name) is shown to be better than chance, and then
+    one more test of the classifier, whose answers are a.
     """
     a, b, y, c = answers.named[classifier], answers.named[alone["name"]], answers.target, answers.classes
     wrong = (a >= 0) & (b >= 0) & (b != y)
@@ -253,13 +250,11 @@ def shared_errors(
 
 
 def shuffled_control(name: str, title: str, by: str, permuted: Sequence[Answers]) -> dict[str, Any]:
-    """Whether what is fitted names labels that were shuffled, which nothing can unless it has seen what it is asked.
+    """Whether what is fitted names labels that were shuffled, which nothing can unless it has seen what it is asked;
+    `permuted` are of each permutation the answers of this name, and the shuffled labels as the target.
 
     Effect: mean over K permutations of the balanced accuracy less chance. The permutations are independent draws on the
     same images, so p is that of Student's t with K - 1 degrees of freedom, two-sided, for more than `MARGIN`.
-
-    Args:
-        permuted: of each permutation the answers of this name, and the shuffled labels as the target.
     """
     from scipy.special import stdtr  # type: ignore[import-untyped]
 

@@ -98,8 +98,6 @@ def subgroup_entries(
         calls: method -> point of `POINTS` -> class -> whether an image is called positive; a class without a threshold
             is absent.
         columns: see `group_columns`.
-        aligned: the judged images.
-        resamples, seed: see `equalised_odds`.
 
     Returns:
         Method -> `column`, `unknown` (images without a group), `fewest`, `smallest` (`value, images, patients`),

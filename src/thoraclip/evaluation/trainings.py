@@ -59,15 +59,8 @@ class Variance:
 
 
 def training_variance(values: Floats) -> Variance | None:
-    """Of the mean of a metric over its trainings.
-
-    Args:
-        values: f64[k, K], seed by fold (K = 1: no folds).
-
-    Returns:
-        `None` where one training was made, or the seeds change nothing (which is one training), or a value does not
-        exist.
-    """
+    """Of the mean of a metric over its trainings, f64[k, K], seed by fold (K = 1: no folds); `None` where one training
+    was made, or the seeds change nothing (which is one training), or a value does not exist."""
     seeds, folds = values.shape
     if np.isnan(values).any() or seeds * folds < 2 or (folds == 1 and np.ptp(values) < 1e-9):
         return None

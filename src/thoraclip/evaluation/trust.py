@@ -54,10 +54,6 @@ def trust_entry(
 ) -> tuple[dict[str, Any], dict[str, Masks]]:
     """What can be fitted on the validation images of a method, and what it does to the judged ones.
 
-    Args:
-        method, aligned: one that did not fail, and the judged images with its scores.
-        resamples, seed: of the intervals, as in the report.
-
     Returns:
         JSON-able: `selective`, which needs no validation image, and either `reason`, why nothing could be fitted, or
         `validation`, `temperature`, `vector`, `before`, `after_temperature`, `after_vector`, `conformal`,

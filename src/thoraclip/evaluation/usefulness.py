@@ -34,10 +34,8 @@ def usefulness(
     Args:
         thresholded: method -> class -> whether an image is called positive at the operating point, see `trust_entry`.
         entries: of the report, with `per_class` and `trust`.
-        aligned: the judged images.
         groups: see `subgroups.group_columns`; without a manifest `None`, and so is `subgroups`.
         prevalence: see `predictive.read_prevalence`.
-        resamples, seed: of the report.
     """
     classes = aligned.labels.names
     first = {name: aligned.scored[name][0] for name in thresholded}
