@@ -9,20 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from thoraclip.evaluation import shortcuts
 from thoraclip.evaluation.audit_power import power
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, FAMILIES, MARGIN, POSITIVE, STRONG, read_tests
 from thoraclip.evaluation.reading import ALPHA, between, points, share
-from thoraclip.evaluation.shortcuts import (
-    MIN_GROUPS,
-    Answers,
-    ShortcutTest,
-    balanced_accuracies,
-    interval,
-    measure_tests,
-    shared_errors,
-    shuffled_control,
-    with_verdicts,
-)
+from thoraclip.evaluation.shortcuts import MIN_GROUPS, Answers, ShortcutTest, balanced_accuracies, interval
 from thoraclip.evaluation.subgroups import group_values, members
 from thoraclip.labels import LabelSet
 from thoraclip.pages import counted
@@ -76,16 +67,16 @@ class Facts:
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     """The content of `audit.json`; every interval is over resampled groups."""
     answers = facts.answers
-    measured = measure_tests(facts.tests, answers, resamples=resamples, seed=seed)
+    measured = shortcuts.measure_tests(facts.tests, answers, resamples=resamples, seed=seed)
     for by, name in _SHUFFLED.items() if facts.shuffled else ():
-        measured.append(shuffled_control(name, "labels shuffled before fitting", by, facts.shuffled))
-    tests = with_verdicts(measured)
+        measured.append(shortcuts.shuffled_control(name, "labels shuffled before fitting", by, facts.shuffled))
+    tests = shortcuts.with_verdicts(measured)
     alone = [t for t in tests if t["by"] == "trees" and t["asks"] == "data" and t["verdict"] in POSITIVE]
     if alone:
         best = max(alone, key=lambda t: t["effect"])
-        shared = shared_errors(answers, "original", best, resamples=resamples, seed=seed)
+        shared = shortcuts.shared_errors(answers, "original", best, resamples=resamples, seed=seed)
         if shared["images"] >= MIN_GROUPS:  # else the trees are hardly ever wrong, and there is nothing to ask
-            tests = with_verdicts([*measured, shared])
+            tests = shortcuts.with_verdicts([*measured, shared])
     tests = sorted(tests, key=lambda test: (*FAMILIES, "control").index(test["asks"]))
     original = _accuracy(answers, "original", resamples, seed)
     sham, broken = facts.sham, []

@@ -106,11 +106,8 @@ def t_test(difference: float, variance: Variance) -> float:
 
 def _seeds_needed(difference: float, sampling: Variance, training: Sequence[Variance]) -> int | None:
     """Of an open question over seeds; see `compare`."""
-    if (
-        not training
-        or any(one.source != SEEDS for one in training)
-        or t_test(difference, total(sampling, training)) < ALPHA
-    ):
+    is_seeds = bool(training) and all(one.source == SEEDS for one in training)
+    if not is_seeds or t_test(difference, total(sampling, training)) < ALPHA:
         return None
     for seeds in range(2, _MOST_SEEDS + 1):
         then = [Variance(one.value * (one.df + 1) / seeds, seeds - 1, SEEDS) for one in training]

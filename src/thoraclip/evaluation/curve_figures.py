@@ -86,10 +86,8 @@ def groups_figure(columns: Sequence[Entry], label: str, point: str, overall: Ent
         axes = figure.add_subplot()
         for rate, look in _MARKS.items():
             axes.plot([], [], linestyle="", label=rate, **look)
-            if overall[rate]["value"] is not None:
-                axes.axvline(
-                    100 * overall[rate]["value"], color=look["color"], linewidth=0.8, linestyle=DASHED, zorder=0
-                )
+            if (value := overall[rate]["value"]) is not None:
+                axes.axvline(100 * value, color=look["color"], linewidth=0.8, linestyle=DASHED, zorder=0)
         for y, (_, group) in enumerate(rows):
             for offset, rate in ((-0.14, "sensitivity"), (0.14, "specificity")):
                 if group is not None and group["classes"][label][point] is not None:

@@ -87,23 +87,11 @@ def external_entries(
 def _entry(
     one: ExternalResult, inside: Aligned, known: dict[tuple[str, tuple[str, ...]], Sample], resamples: int, seed: int
 ) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": one.name,
-        "note": one.note,
-        "n": 0,
-        "unit": None,
-        "groups": 0,
-        "images_per_class": {},
-        "absent": [],
-        "inside_n": 0,
-        "splits": one.splits,
-        "left_out": one.left_out,
-        "patients_shared": one.patients_shared,
-        "images_of_shared": one.images_of_shared,
-        "commonest": None,
-        "methods": [],
-        "not_scored": [{"name": name, "reason": reason} for name, reason in one.not_scored.items()],
-    }
+    entry: dict[str, Any] = {"name": one.name, "note": one.note, "n": 0, "unit": None, "groups": 0}
+    entry |= {"images_per_class": {}, "absent": [], "inside_n": 0}
+    entry |= {key: getattr(one, key) for key in ("splits", "left_out", "patients_shared", "images_of_shared")}
+    not_scored = [{"name": name, "reason": reason} for name, reason in one.not_scored.items()]
+    entry |= {"commonest": None, "methods": [], "not_scored": not_scored}
     if not one.methods:
         return entry
     outside = align(one.methods)

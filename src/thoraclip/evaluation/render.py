@@ -14,24 +14,13 @@ from markupsafe import Markup
 from thoraclip import imaging
 from thoraclip.dtypes import Greys
 from thoraclip.errors import InputError
-from thoraclip.evaluation import figures
+from thoraclip.evaluation import audit_reading, figures, reading
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
-from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.learning_curve import learning_notes, shots_columns
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.reading import (
-    COLUMNS,
-    ordered,
-    points,
-    printed,
-    probability,
-    share,
-    share_interval,
-    three_digits,
-    versus,
-)
+from thoraclip.evaluation.reading import COLUMNS, ordered, printed, versus
 from thoraclip.evaluation.report_figures import report_figures
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
@@ -99,7 +88,7 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
             "thoraclip audit"
         )
     tests = {asks: rows for asks in _AUDIT_ASKS if (rows := [t for t in content["tests"] if t["asks"] == asks])}
-    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": verdict_label}
+    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": audit_reading.label}
 
 
 @writes()
@@ -146,8 +135,8 @@ def escape_latex(text: object) -> str:
 
 
 def _environment(*, html: bool) -> Environment:
-    filters = {"share": share, "printed": printed, "points": points, "p": probability, "tex": escape_latex}
-    more = {"interval": share_interval, "three_digits": three_digits}
+    filters = {"share": reading.share, "printed": printed, "points": reading.points, "p": reading.probability}
+    more = {"interval": reading.share_interval, "three_digits": reading.three_digits, "tex": escape_latex}
     return environment("thoraclip.evaluation", html=html, **filters, **more)
 
 

@@ -178,10 +178,9 @@ def measure_tests(
 
 def _doubt(row: Mapping[str, Any], target: Ints, named: Ints) -> str:
     """Why the answers to images of these classes could not have had a large effect, or nothing."""
-    present, share = np.unique(target), 0.0
-    for answer in np.unique(named):
-        share = max(share, float(np.mean([(named[target == c] == answer).mean() for c in present])))
-    if share >= _NEARLY:
+    present = np.unique(target)
+    shares = [np.mean([(named[target == c] == answer).mean() for c in present]) for answer in np.unique(named)]
+    if max(shares, default=0.0) >= _NEARLY:
         return "nearly one answer to all such images"
     if row["before"] is not None and row["before"] <= row["chance"] + MARGIN:
         return "there was nothing to lose"
