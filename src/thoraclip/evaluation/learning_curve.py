@@ -22,7 +22,7 @@ from thoraclip.evaluation.entries import mean_clusters, mean_estimate, training_
 from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.metrics import METRICS, Scored
 from thoraclip.evaluation.reading import MAIN_METRIC, between, listed, points, share, share_interval
-from thoraclip.evaluation.resampling import replicate_answers
+from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MAJORITY, MethodResult
 from thoraclip.evaluation.trainings import Variance, draw_variance, total, training_variance
 from thoraclip.pages import counted
@@ -123,8 +123,8 @@ def curve_points(
     """The point of each (method, shots), from a table for each of its trainings; arguments as of `learning_curve`."""
     flat, drawn = [table for several in tables.values() for table in several], list[Floats]()
     if aligned.group_count > 1:
-        rows = replicate_answers(flat, aligned.groups, [MAIN_METRIC], resamples=resamples, seed=seed)
-        drawn = [row[MAIN_METRIC] for row in rows]
+        rows = replicate(flat, aligned.groups, resamples=resamples, seed=seed, names=[MAIN_METRIC])
+        drawn = [row.headline[MAIN_METRIC] for row in rows]
     folds, patients = int(aligned.fold_of.max()) + 1, list(few.patients.values())
     found = dict[tuple[str, Shots], Point]()
     for (name, shots), several in tables.items():

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.entries import training_values
-from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate, percentile_interval
-from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, log_loss_terms
-from thoraclip.evaluation.resampling import resample_weights
+from thoraclip.evaluation.entries import metric_estimate, training_values
+from thoraclip.evaluation.intervals import Estimate, difference_interval, percentile_interval
+from thoraclip.evaluation.metrics import Scored
+from thoraclip.evaluation.resampling import Replicates, replicate
 from thoraclip.evaluation.trainings import training_variance
 
 __all__ = ["BEFORE", "recalibration"]
@@ -46,58 +45,32 @@ def recalibration(
         Table -> `ece`, `brier`, `log_loss`, `accuracy` (value, low, high), `bins` of the reliability diagram and, for
         all but `BEFORE`, `change`: the three differences after minus before, which are better when negative.
     """
-    columns = np.stack([_columns(table) for table in tables.values()])  # [T, K, N]
-    count = int(groups.max()) + 1
-    replicates: dict[str, dict[str, Floats]] = {name: {} for name in tables}
-    if count > 1:
-        with threadpool_limits(limits=1, user_api="blas"):
-            weights = resample_weights(groups, resamples=resamples, seed=seed)
-            drawn = np.concatenate([columns @ w / w.sum(axis=0) for w in weights], axis=2)  # [T, K, R]
-        for name, means, resampled in zip(tables, columns.mean(axis=2), drawn, strict=True):
-            replicates[name] = dict(zip(("brier", "log_loss", "accuracy"), resampled, strict=False))
-            replicates[name]["ece"] = np.abs(resampled[3:]).sum(axis=0)
-            replicates[name]["noise"] = np.abs(resampled[3:] - means[3:, None]).sum(axis=0)
+    drawn: dict[str, list[Replicates]] = {name: [] for name in tables}
+    if groups.max() > 0:
+        each = replicate(list(tables.values()), groups, resamples=resamples, seed=seed, names=_MEASURED)
+        drawn = {name: [one] for name, one in zip(tables, each, strict=True)}
     measured: dict[str, dict[str, Estimate]] = {}
     entries: dict[str, dict[str, Any]] = {}
     for name, table in sorted(tables.items(), key=lambda item: item[0] != BEFORE):
         trainings = {} if fold_of is None else training_values([table], fold_of, names=_MEASURED)
+        variances = {metric: training_variance(values) for metric, values in trainings.items()}
         measured[name] = {
-            metric: estimate(
-                METRICS[metric].point(table),
-                replicates[name].get(metric),
-                clusters=count,
-                training=training_variance(trainings[metric]) if trainings else None,
-                bounds=METRICS[metric].bounds,
-                higher_is_better=METRICS[metric].higher_is_better,
-                noise=replicates[name].get("noise") if metric == "ece" else None,
-            )
+            metric: metric_estimate(metric, [table], drawn[name], groups, training=variances.get(metric))
             for metric in _MEASURED
         }
         entries[name] = {metric: found.as_json() for metric, found in measured[name].items()}
         entries[name]["bins"] = calibration.reliability_bins(table.confidence, table.correct, groups)
         if name != BEFORE:
+            pairs = {metric: [one.headline[metric] for one in drawn[name] + drawn[BEFORE]] for metric in _COMPARED}
             entries[name]["change"] = {
-                metric: _change(
-                    measured[name][metric],
-                    measured[BEFORE][metric],
-                    [replicates[one][metric] for one in (name, BEFORE)] if count > 1 else None,
-                    is_distance=metric == "ece",
-                )
-                for metric in _COMPARED
+                metric: _change(measured[name][metric], measured[BEFORE][metric], pair, is_distance=metric == "ece")
+                for metric, pair in pairs.items()
             }
     return entries
 
 
-def _columns(scored: Scored) -> Floats:
-    """f64[K, N]: Brier score, log-loss, correctness and the gap in each calibration bin of every image; every metric is
-    a mean of these over the images, or the length of a vector of such means."""
-    gaps = calibration.gap_columns(scored.confidence, scored.correct)
-    columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
-    return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
-
-
 def _change(
-    after: Estimate, before: Estimate, replicates: Sequence[Floats] | None, *, is_distance: bool
+    after: Estimate, before: Estimate, replicates: Sequence[Floats], *, is_distance: bool
 ) -> dict[str, float | None]:
     """After minus before: percentiles of the paired differences, and for the calibration error `_mover`."""
     value = float(after.value or 0.0) - float(before.value or 0.0)

@@ -197,7 +197,7 @@ def _judged(
     counts = np.bincount(aligned.target, minlength=len(aligned.labels))
     constant = Scored(aligned.target, np.tile(counts / len(aligned.target), (len(aligned.target), 1)))
     scored = {**aligned.scored, MAJORITY: (constant,)}
-    resampled, resampling = aligned.group_count > 1, {"resamples": resamples, "seed": seed}
+    resampled, resampling = aligned.group_count > 1, dict[str, Any](resamples=resamples, seed=seed)
     every = [table for tables in scored.values() for table in tables]  # all over the same resamples
     replicates = iter(replicate(every, aligned.groups, **resampling) if resampled else [])
     by_name = {m.name: m for m in methods}
