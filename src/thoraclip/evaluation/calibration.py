@@ -91,7 +91,6 @@ def accuracy_at(
     Args:
         confidence, correct: f64[N] and bool[N].
         weights: f64[N, R] of the images in R resamples, each with a positive sum; all alike without them.
-        coverages: in (0, 1].
 
     Returns:
         f64[len(coverages), R]; R is 1 without weights. Equally confident images count as in `accuracy_curve`.

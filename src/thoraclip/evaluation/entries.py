@@ -40,7 +40,7 @@ def method_entry(
         "n": len(first.target),
         "trained": trained,
         "spread": spread.source if spread else None,
-        "metrics": _metrics(tables, aligned, drawn, trainings, exact=exact),
+        "metrics": _metrics(tables, aligned.groups, drawn, trainings, exact=exact),
         "per_class": _per_class(tables, aligned, drawn, several=several, exact=exact),
         "confusion": confusion(first).tolist(),
         "calibration": reliability_bins(first.confidence, first.correct, aligned.groups),
@@ -79,12 +79,7 @@ def mean_clusters(target: Ints, groups: Ints) -> float:
 
 
 def _metrics(
-    tables: Sequence[Scored],
-    aligned: Aligned,
-    drawn: Sequence[Replicates],
-    trainings: Mapping[str, Floats],
-    *,
-    exact: bool,
+    tables: Sequence[Scored], groups: Ints, drawn: Sequence[Replicates], trainings: Mapping[str, Floats], *, exact: bool
 ) -> dict[str, Any]:
     """Headline metrics; of several seeds with each one's value and their standard deviation (n - 1).
 
@@ -93,8 +88,7 @@ def _metrics(
     entries: dict[str, Any] = {}
     for name in METRICS:
         training = training_variance(trainings[name]) if trainings else None
-        found = metric_estimate(name, tables, drawn, aligned.groups, training=training, exact=exact)
-        entries[name] = found.as_json()
+        entries[name] = metric_estimate(name, tables, drawn, groups, training=training, exact=exact).as_json()
         if len(tables) > 1:
             each = [METRICS[name].point(table) for table in tables]
             known = [value for value in each if value is not None]
@@ -139,10 +133,9 @@ def _per_class(
         spreads = several and not any(label in classes for classes in aligned.lacking.values())
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
-            of_class = [one[name][c] for one in values]
             each = np.array([[part[name][c] for part in folds] for folds in trainings], dtype=np.float64)
             entry[name] = mean_estimate(
-                of_class,
+                [one[name][c] for one in values],
                 [one.per_class[name][:, c] for one in drawn],
                 clusters=len(np.unique(aligned.groups[~members if name == "specificity" else members])),
                 training=training_variance(each) if spreads else None,
@@ -165,9 +158,8 @@ def _roc(scored: Scored, c: int) -> dict[str, list[float]] | None:
 
 def _mistakes(scored: Scored, aligned: Aligned) -> list[dict[str, Any]]:
     """The wrong answers with the highest score, most confident first."""
-    wrong = np.flatnonzero(~scored.correct)
+    wrong, names = np.flatnonzero(~scored.correct), aligned.labels.names
     worst = wrong[np.argsort(-scored.confidence[wrong], kind="stable")][:MISTAKES]
-    names = aligned.labels.names
     return [
         {
             "image_id": aligned.image_id[row],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thoraclip.evaluation.reading import ALPHA, FEW_GROUPS, MAIN_METRIC, between, probability, share
+from thoraclip.evaluation.reading import ALPHA, MAIN_METRIC, between, few_groups, probability, share
 from thoraclip.pages import counted
 
 __all__ = ["external_notes", "external_reading", "is_change", "left_out_words", "ordered_outside"]
@@ -101,11 +101,7 @@ def external_notes(one: Mapping[str, Any]) -> list[str]:
             f"{one['patients_shared']:,} patients ({one['images_of_shared']:,} images) have an id that the study "
             "has, too: the same persons, or the same ids by chance; they were judged."
         )
-    if one["groups"] == 1:
-        told.append(f"All images belong to one {one['unit']}, so no interval can be given.")
-    elif one["methods"] and one["groups"] < FEW_GROUPS:
-        told.append(f"Only {one['groups']} {one['unit']}s: the intervals are rough and may be too narrow.")
-    return told
+    return told + few_groups(one["groups"], one["unit"])
 
 
 def ordered_outside(report: Mapping[str, Any], one: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

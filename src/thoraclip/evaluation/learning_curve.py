@@ -95,7 +95,7 @@ def learning_curve(
     best = max(untrained, key=lambda e: e["metrics"][MAIN_METRIC]["value"], default=None)
     judge = Judge(few, aligned, found[best["name"], "all"] if best else None)
     rows, kinds = {e["name"]: e for e in entries}, {name: run.kind for (name, _), run in few.runs.items()}
-    methods = []
+    methods, failed = [], [(key, run.failed) for key, run in few.runs.items() if run.failed]
     for name, kind in kinds.items():
         curve = [found[key] for key in few.runs if key[0] == name and key in found]
         curve += [found[name, "all"]] if few.with_all and name in rows else []
@@ -111,9 +111,7 @@ def learning_curve(
         "methods": methods,
         "untrained": [{"name": e["name"], **e["metrics"][MAIN_METRIC]} for e in untrained],
         "floor": best["name"] if best else None,
-        "failed": [
-            {"name": name, "shots": shots, "error": run.failed} for (name, shots), run in few.runs.items() if run.failed
-        ],
+        "failed": [{"name": name, "shots": shots, "error": error} for (name, shots), error in failed],
     }
 
 

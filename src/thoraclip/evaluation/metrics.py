@@ -20,7 +20,7 @@ from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.weighted import Weighted, mean_of_known
 
-__all__ = ["METRICS", "PER_CLASS", "Scored", "confusion", "headline", "per_class", "precision_recall", "roc"]
+__all__ = ["METRICS", "PER_CLASS", "Scored", "confusion", "per_class", "precision_recall", "roc"]
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,7 @@ PER_CLASS: dict[str, Callable[[Weighted], Floats]] = {
 """Metrics of one class against the rest: f64[R, C], NaN where they do not exist."""
 
 
-def headline(scored: Scored) -> dict[str, float | None]:
-    """Every headline metric of one table, in the order of `METRICS`."""
-    return {name: metric.point(scored) for name, metric in METRICS.items()}
-
-
 def per_class(scored: Scored) -> dict[str, list[float | None]]:
-    """Every metric of `PER_CLASS`, one value per class; `None` where the value does not exist.
-
-    Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
-    """
+    """Every metric of `PER_CLASS`, one value per class; `None` where the value does not exist, as a specificity (TN /
+    (TN + FP)) where every image is of the class."""
     return {name: _known(of(scored.once)[0]) for name, of in PER_CLASS.items()}

@@ -25,7 +25,7 @@ COLUMNS = {
 """The metrics of the main table, and their headings."""
 _TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
-FEW_GROUPS = 30
+_FEW_GROUPS = 30
 """Fewer patients (or images) give rough intervals."""
 _MINUS = "\u2212"
 
@@ -251,10 +251,7 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     if absent:
         which, them = ("class", "it") if len(absent) == 1 else ("classes", "them")
         sentences.append(f"No image here is of the {which} {listed(absent)}: means over the classes leave {them} out.")
-    if sample["groups"] == 1:
-        sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
-    elif sample["groups"] < FEW_GROUPS:
-        sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
+    sentences += few_groups(sample["groups"], sample["unit"])
     for fold, classes in sample.get("lacking", {}).items():
         sentences.append(
             f"Fold {fold} has no image of {listed(classes)}: what counts classes has no spread over folds."
@@ -267,6 +264,14 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     if report["failed"]:
         sentences.append(f"Failed, and so not compared: {listed([entry['name'] for entry in report['failed']])}.")
     return sentences
+
+
+def few_groups(groups: int, unit: str) -> list[str]:
+    """What so few patients (or images) do to the intervals; `[]` where there are none, or enough."""
+    if groups == 1:
+        return [f"All images belong to one {unit}, so no interval can be given."]
+    is_few = 0 < groups < _FEW_GROUPS
+    return [f"Only {groups} {unit}s: the intervals are rough and may be too narrow."] if is_few else []
 
 
 def listed(names: Sequence[str]) -> str:

@@ -26,12 +26,7 @@ _MEASURED = (*_COMPARED, "accuracy")
 
 
 def recalibration(
-    tables: Mapping[str, Scored],
-    groups: Ints,
-    *,
-    fold_of: Ints | None = None,
-    resamples: int,
-    seed: int,
+    tables: Mapping[str, Scored], groups: Ints, *, fold_of: Ints | None = None, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Calibration error, Brier score and log-loss of every table, and how each differs from those of `BEFORE`.
 

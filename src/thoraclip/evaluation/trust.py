@@ -39,9 +39,7 @@ _CURVE_POINTS = 50
 @dataclass(frozen=True)
 class _Fold:
     """Validation images that something is fitted on, whose `patients` (i64[V]) all folds number alike, and `rows`
-    (i64[R]) of the judged images, which it is measured on.
-
-    `number` is that of the held-out fold, `None` with a split."""
+    (i64[R]) of the judged images, which it is measured on; `number` of the held-out fold, `None` with a split."""
 
     number: int | None
     val: Scored
@@ -249,17 +247,15 @@ def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_o
         for row, coverage in enumerate(COVERAGES):
             training = training_variance(np.array([[one[row] for one in by_fold]])) if by_fold else None
             variance = total(bootstrap_variance(drawn[row], groups), [training] if training else [])
-            answered = max(1.0, coverage * groups)
-            bounds[row] = share_interval(float(values[row]), variance.value, clusters=answered, df=variance.df)
-    keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int)) - 1
+            clusters = max(1.0, coverage * groups)
+            bounds[row] = share_interval(float(values[row]), variance.value, clusters=clusters, df=variance.df)
+    keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int))
+    answered, right = [round(k / n, 4) for k in keep.tolist()], [round(float(v), 4) for v in curve[keep - 1]]
     return {
         "aurc": aurc(test.confidence, test.correct),
         "at": [
             {"coverage": c, "value": float(v), "low": low, "high": high}
             for c, v, (low, high) in zip(COVERAGES, values, bounds, strict=True)
         ],
-        "curve": {
-            "coverage": [round(float(k + 1) / n, 4) for k in keep],
-            "accuracy": [round(float(curve[k]), 4) for k in keep],
-        },
+        "curve": {"coverage": answered, "accuracy": right},
     }

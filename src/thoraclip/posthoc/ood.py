@@ -79,14 +79,9 @@ class OodScore:
     @property
     def facts(self) -> dict[str, Any]:
         """All but the arrays, JSON-able."""
-        return {
-            "score": _KIND,
-            "threshold": self.threshold,
-            "false_positive_rate": self.false_positive_rate,
-            "guaranteed_rate": self.guaranteed_rate,
-            "calibration_images": self.calibration_images,
-            "calibration_patients": self.calibration_patients,
-        }
+        rates = {name: getattr(self, name) for name in ("threshold", "false_positive_rate", "guaranteed_rate")}
+        counts = {name: getattr(self, name) for name in ("calibration_images", "calibration_patients")}
+        return {"score": _KIND, **rates, **counts}
 
     @cached_property
     def centres(self) -> Floats:

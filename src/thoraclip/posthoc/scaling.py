@@ -73,16 +73,14 @@ def fit_temperature(scores: Floats, target: Ints, *, patients: Ints | None = Non
     def slope(inverse: float) -> float:
         return float(((_softmax(inverse * logits) * logits).sum(axis=1) - true).mean())
 
-    for bound, beyond, cause in (
-        (MAX_TEMPERATURE, slope(1 / MAX_TEMPERATURE) >= 0, "their scores tell too little of the classes"),
-        (MIN_TEMPERATURE, slope(1 / MIN_TEMPERATURE) <= 0, "too few of them are wrong"),
-    ):
-        if beyond:
-            raise InputError(
-                f"the best temperature of {len(target)} validation images is not inside {MIN_TEMPERATURE:g} to "
-                f"{MAX_TEMPERATURE:g} (it reaches {bound:g}): {cause}"
-            )
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if (is_vague := slope(low) >= 0) or slope(high) <= 0:
+        bound = MAX_TEMPERATURE if is_vague else MIN_TEMPERATURE
+        cause = "their scores tell too little of the classes" if is_vague else "too few of them are wrong"
+        raise InputError(
+            f"the best temperature of {len(target)} validation images is not inside {MIN_TEMPERATURE:g} to "
+            f"{MAX_TEMPERATURE:g} (it reaches {bound:g}): {cause}"
+        )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
