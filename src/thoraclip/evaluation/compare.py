@@ -125,9 +125,7 @@ def mcnemar_p(a: Masks, b: Masks, groups: Ints) -> float:
     binomial McNemar test; with several images a patient it stays valid, as the patients are what is independent.
 
     Args:
-        a: bool[N], whether the first method is right.
-        b: bool[N], the same for the second, image by image.
-        groups: i64[N], number of each image's group.
+        a, b, groups: bool[N] and bool[N], whether either method is right, and i64[N], the group of each image.
     """
     lead = np.bincount(groups, weights=a.astype(np.float64) - b).astype(np.int64)
     chance = np.ones(1)  # of the sum being -reach, ..., reach

@@ -192,11 +192,8 @@ def audit_figure(tests: Sequence[Entry]) -> str:
 
 def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) -> str:
     """Loss and learning rate of every step above, validation macro F1 below; a mark where the kept weights are from.
-
-    Args:
-        rows: of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`.
-        validated: what gave the validation's answers.
-    """
+    `rows` are of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`; `validated`
+    is what gave the validation's answers."""
     with drawing.new_figure(5.6, 3.9) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         above.plot(*_steps(rows, "loss"), color=ACCENT, linewidth=1.1)

@@ -101,9 +101,8 @@ def judge(
         raise InputError("no method to judge; name at least one predictions file")
     conform("resamples", resamples, Resamples)
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
-    failed = [
-        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
-    ]
+    lost = [m for m in methods if m.failed]
+    failed = [{"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in lost]
     report: dict[str, Any] = {
         "schema": _SCHEMA,
         "title": title,

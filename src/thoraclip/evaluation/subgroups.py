@@ -70,9 +70,8 @@ def _age_band(age: float | None) -> str | None:
 
 def members(values: Sequence[str | None]) -> dict[str, Masks]:
     """Group -> bool[N], in the order of the alphabet, or of age."""
-    names = sorted(
-        {value for value in values if value is not None}, key=lambda v: (_BANDS.index(v), "") if v in _BANDS else (0, v)
-    )
+    known = {value for value in values if value is not None}
+    names = sorted(known, key=lambda v: (_BANDS.index(v), "") if v in _BANDS else (0, v))
     every = np.array([None if value is None else names.index(value) for value in values], dtype=np.float64)
     return {name: every == number for number, name in enumerate(names)}
 
@@ -237,7 +236,6 @@ def _odds(found: Mapping[str, Any], groups: Sequence[str], classes: Sequence[str
     spread, rate = found["spread"], found["rate"]
     named = {"class": classes[rate // 2], "rate": RATES[rate % 2]}
     named |= {end: groups[found[end]] for end in ("highest", "lowest")}
-    of_classes = {
-        name: dict(zip(RATES, spread[2 * c : 2 * c + 2].tolist(), strict=True)) for c, name in enumerate(classes)
-    }
+    pairs = spread.reshape(-1, 2).tolist()
+    of_classes = {name: dict(zip(RATES, pair, strict=True)) for name, pair in zip(classes, pairs, strict=True)}
     return {**found, "p_holm": None, **named, "spread": of_classes}

@@ -90,16 +90,9 @@ def draw_variance(values: Floats, *, shots: int, patients: Sequence[int], folds:
 
 
 def difference_variances(trainings: Sequence[tuple[Floats, bool]]) -> list[Variance] | None:
-    """What training adds to the variance of a difference of two methods.
-
-    Folds are paired: both methods are judged on the same images of each.
-
-    Args:
-        trainings: of both methods, f64[k, K] as in `training_variance`, and whether the method is trained at all.
-
-    Returns:
-        Empty where neither is; `None` where one that is was trained once.
-    """
+    """What training adds to the variance of a difference of two methods, given f64[k, K] of each as in
+    `training_variance`, and whether it is trained at all: nothing where neither is, `None` where one that is was
+    trained once. Folds are paired: both methods are judged on the same images of each."""
     if not any(trained for _, trained in trainings):
         return []
     (a, _), (b, _) = trainings
