@@ -41,8 +41,9 @@ def usefulness(
     first = {name: aligned.scored[name][0] for name in thresholded}
     by_name = {entry["name"]: entry for entry in entries}
     calls = {name: {"predicted": predicted_calls(scored, classes)} for name, scored in first.items()}
-    for name in filter(thresholded.get, calls):
-        calls[name]["operating_point"] = thresholded[name]
+    for name, at_thresholds in thresholded.items():
+        if at_thresholds:
+            calls[name]["operating_point"] = at_thresholds
     drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
     of_groups = subgroup_entries(first, calls, groups or {}, aligned, **drawn)
     images = {name: int((aligned.target == c).sum()) for c, name in enumerate(classes)}
