@@ -58,8 +58,7 @@ def reliability_bins(confidence: Floats, correct: Masks, patients: Ints, bins: i
     """Non-empty bins of a reliability diagram in the order of their confidence, arguments as in `ece` and i64[N]
     `patients`: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % interval by patient."""
     member, drawn = equal_mass_bins(confidence, bins), []
-    for number in np.unique(member):
-        rows = member == number
+    for rows in (member == number for number in np.unique(member)):
         low, high = patient_share(correct[rows], patients[rows])
         means = {"confidence": float(confidence[rows].mean()), "accuracy": float(correct[rows].mean())}
         drawn.append({"count": int(rows.sum()), **means, "low": low, "high": high})

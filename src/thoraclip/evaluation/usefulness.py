@@ -99,19 +99,18 @@ def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
         f"{probability(found['p_holm'])} after Holm's correction, {points(found['by_chance']).lstrip('+')} points are "
         "usual without any difference)"
     )
-    if not differing:
-        return [
-            f"No difference in sensitivity or false positive rate between groups by {listed(list(odds))} can be shown "
-            f"for {best['name']}; the gap that chance explains least is {size}.{ends}",
-            *untested,
-        ]
     more = [name for name in differing if name != column]
     also = f" Its groups by {listed(more)} differ, too." if more else ""
-    return [
+    said = (
         f"{best['name']} does not have the same sensitivity and false positive rate in all groups: the largest gap is "
-        f"{size}.{also}{ends}",
-        *untested,
-    ]
+        f"{size}.{also}{ends}"
+    )
+    if not differing:
+        said = (
+            f"No difference in sensitivity or false positive rate between groups by {listed(list(odds))} can be shown "
+            f"for {best['name']}; the gap that chance explains least is {size}.{ends}"
+        )
+    return [said, *untested]
 
 
 def _when_stated(best: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> str:
