@@ -15,12 +15,10 @@ from thoraclip.runs import Progress, require_own, written_together
 from thoraclip.spelling import LabelMap
 
 if TYPE_CHECKING:
-    from thoraclip.api.hooks import Files, Images
+    from thoraclip.api.hooks import Files, Fractions, Images
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
     from thoraclip.tables.manifest import Manifest
-
-    Fractions = str | Sequence[float]
 
 __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
@@ -130,15 +128,14 @@ def check(
     from thoraclip.data.check import write_check
     from thoraclip.tables.predictions import read_predictions, read_validation
 
-    images, tables = read_images(manifest, may_leak=True), []
+    images, tables, draw = read_images(manifest, may_leak=True), [], hooks(progress, None)[0]
     files = [Path(file) for file in ([predictions] if isinstance(predictions, str | Path) else predictions or ())]
     for file in files:  # of a run with a split also its validation scores
         own = read_predictions(file)
         tables += [own, *(table for table in read_validation(file) if not {*own.image_id} & {*table.image_id})]
     held_out = (", ".join(file.name for file in files), tables) if files else None
     with tempfile.TemporaryDirectory() if out is None else nullcontext(Path(out) / "inspection") as work:
-        place = Path(work) if pictures else None
-        content = find_faults(images, place, predictions=held_out, seed=seed, progress=hooks(progress, None)[0])
+        content = find_faults(images, Path(work) if pictures else None, predictions=held_out, seed=seed, progress=draw)
     if out is not None:
         write_check(content, images, Path(out))
     return content
@@ -165,8 +162,7 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     from thoraclip.tables.manifest import require_place, write_manifest
 
     require_place(Path(out), "manifest")
-    done = read_images(manifest, may_leak=True).select(where)
-    write_manifest(Path(out), done)
+    write_manifest(Path(out), done := read_images(manifest, may_leak=True).select(where))
     return done
 
 
@@ -196,8 +192,7 @@ def overlap(
     from thoraclip.data.overlap.page import write_overlap
 
     manifests = read_images(a, may_leak=True), read_images(b, may_leak=True)
-    given: dict[str, Any] = {"label_map": label_map or (), "progress": hooks(progress, None)[0]}
-    content = compare_manifests(*manifests, Path(out), **given)
+    content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=hooks(progress, None)[0])
     write_overlap(content, *manifests, Path(out))
     return content
 
@@ -234,15 +229,14 @@ def split(
         raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
     require_place(Path(out), "manifest")
     images = read_images(manifest, may_leak=True)
-    if duplicates is not None:
-        images = read_clusters(images, Path(duplicates))
-    if folds is not None:
-        done = split_folds(images, folds=folds, seed=seed)
-    else:
+    images = images if duplicates is None else read_clusters(images, Path(duplicates))
+    if folds is None:
         shares = parse_fractions(fractions) if isinstance(fractions, str) else fractions or ()
-        done = split_fractions(images, fractions=shares, seed=seed)
-    write_manifest(Path(out), done)
-    return done
+        images = split_fractions(images, fractions=shares, seed=seed)
+    else:
+        images = split_folds(images, folds=folds, seed=seed)
+    write_manifest(Path(out), images)
+    return images
 
 
 @checked

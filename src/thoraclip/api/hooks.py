@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Images = str | Path | Manifest
     """A manifest file, or the manifest itself."""
     Files = str | Path | Sequence[str | Path]
+    Fractions = str | Sequence[float]
 
 __all__ = [
     "REPORT_FILES", "RUN_FILES", "Announce", "File",

@@ -262,9 +262,9 @@ class _Planner:
                     row.seconds = n * self._timing.image("captions", captioner)
             yield row
         for external in config.external:
-            row, own = Row(f"external {external.name}"), self.out / "external" / external.name
+            row = Row(f"external {external.name}")
             with _errors_of(row):
-                row.done = is_finished and own.is_dir()
+                row.done = is_finished and (self.out / "external" / external.name).is_dir()
                 images = listed_count(external, self.manifest, self.manifest.label_set(config.classes))
                 self._scoring(row, list(self._networks.values()), images)
             yield row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,16 +13,15 @@ from typing import Any
 from thoraclip.config import build_config, config_toml, toml_value
 from thoraclip.data.layouts import COLUMN_SETTINGS
 from thoraclip.documents import read_toml
-from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.evaluation.results import read_published
+from thoraclip.errors import ConfigError, did_you_mean, printable, shown
+from thoraclip.evaluation.results import MAJORITY, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.checking import has_text
 from thoraclip.study.crossing import cross
 from thoraclip.study.images import external_toml, read_external
-from thoraclip.study.names import folder_name, require_name
 from thoraclip.study.settings import OWN_CAPTIONS, MethodEntry, StudyConfig
 
-__all__ = ["build_entries", "read_study", "study_toml"]
+__all__ = ["build_entries", "folder_name", "read_study", "require_name", "study_toml"]
 
 _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "zero-shot, ensemble", "kind": "zeroshot"},
@@ -34,7 +34,7 @@ _SHARED = (
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts", "shots")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
-_MOST_METHODS = 1_000
+_MOST_METHODS, _LONGEST_NAME = 1_000, 200
 _PATHS = (
     "manifest", "folder", "csv", "audit_masks", "model", "caption_model", "adapter", "captions", "embeddings", "prompts"
 )  # fmt: skip
@@ -227,3 +227,20 @@ def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
         text += f"\n[[methods]]\n{lines}{config_toml(method.config, skip=('seed',) if method.seeds else ())}"
     text += "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)
     return text + external_toml(config.external)
+
+
+def require_name(name: Any, where: str) -> None:
+    """Raise ConfigError unless a method's name is one line of text that the report can show."""
+    if not isinstance(name, str) or not name.strip() or printable(name) != name or len(name) > _LONGEST_NAME:
+        rule = f"one line of 1 to {_LONGEST_NAME} letters without control characters is needed"
+        raise ConfigError(f"{where}: name = {shown(name)}: {rule}")
+    if name == MAJORITY:
+        raise ConfigError(f"{where}: name = '{name}': the report adds a row of this name by itself; choose another")
+
+
+def folder_name(name: str, taken: Collection[str]) -> str:
+    """Name of a folder: small letters, digits and -, no device of Windows, and at most 100 letters."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:100].strip("-") or "method"
+    if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", slug):
+        slug = f"method-{slug}"
+    return next(s for s in (slug, *(f"{slug}-{i}" for i in range(2, len(taken) + 3))) if s not in taken)
