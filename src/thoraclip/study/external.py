@@ -225,20 +225,21 @@ def score_set(study: Study, images: Manifest, result: ExternalResult, failed: Co
     """
     results, not_scored, name = list[MethodResult](), dict[str, str](), result.name
     for method in study.methods:
-        if method.name not in failed and not find_method(method.kind).keeps_classifier:
-            not_scored[method.name] = "keeps no model"
-            continue
         try:
             if method.name in failed:
                 raise InputError("failed in the study")
+            if not find_method(method.kind).keeps_classifier:
+                not_scored[method.name] = "keeps no model"
+                continue
             with unforeseen_errors(study.out / "runs" / method.folder / f"external-{name}-error.txt", study.out):
                 runs = [read_run(folder) for _, _, folder in method.runs(study.out)]
                 tables = [_score_fold(study, run, fold, images, name) for run in runs for fold in run.distinct_folds]
-            facts: dict[str, Any] = {"kind": method.kind, "is_trained": method.is_trained}
-            results.append(MethodResult(name=method.name, predictions=tuple(tables), **facts))
         except (ThoraclipError, ModuleNotFoundError) as error:
             not_scored[method.name] = first_line(error)
             study.log(f"external {name}: {method.name} is not scored: {first_line(error)}")
+        else:
+            facts: dict[str, Any] = {"kind": method.kind, "is_trained": method.is_trained}
+            results.append(MethodResult(name=method.name, predictions=tuple(tables), **facts))
     return dataclasses.replace(result, methods=tuple(results), not_scored=not_scored)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from thoraclip.config import Settings, build_config, config_toml, toml_value
+from thoraclip.config import Settings, build_config
 from thoraclip.data.index import index, list_images, write_index_report
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout
@@ -18,7 +18,7 @@ from thoraclip.runs import Progress
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
 
-__all__ = ["External", "ImageSource", "external_toml", "read_external"]
+__all__ = ["External", "ImageSource", "read_external"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """A bare TOML key that is a folder's name everywhere."""
@@ -179,11 +179,3 @@ def _read_set(name: str, values: dict[str, Any], where: str) -> External:
         )
     external = build_config(External, {**values, "name": name}, where=where)
     return dataclasses.replace(external, labels=tuple((str(theirs), ours) for theirs, ours in labels.items()))
-
-
-def external_toml(sets: Sequence[External]) -> str:
-    """The sets as tables that `read_external` reads back."""
-    return "".join(
-        f"\n[external.{one.name}]\n{config_toml(one, skip=('name', 'labels'))}labels = {toml_value(dict(one.labels))}\n"
-        for one in sets
-    )

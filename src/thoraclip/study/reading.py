@@ -18,7 +18,7 @@ from thoraclip.evaluation.results import MAJORITY, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.checking import has_text
 from thoraclip.study.crossing import cross
-from thoraclip.study.images import external_toml, read_external
+from thoraclip.study.images import read_external
 from thoraclip.study.settings import OWN_CAPTIONS, MethodEntry, StudyConfig
 
 __all__ = ["build_entries", "folder_name", "read_study", "require_name", "study_toml"]
@@ -58,7 +58,7 @@ def read_study(source: Path | str, settings: Mapping[str, Any]) -> tuple[StudyCo
     """
     for name, what in (("published", "published values"), ("external", "external sets")):
         if name in settings:
-            table = {"published": "[[published]]", "external": "[external.NAME]"}[name]
+            table = "[[published]]" if name == "published" else "[external.NAME]"
             raise ConfigError(f"--set {name}: {what} stand in the study file; write them as {table} tables")
     file, where = Path(source), str(source)
     content = _read_source(file, settings)
@@ -226,7 +226,10 @@ def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
         lines = "".join(f"{name} = {toml_value(value)}\n" for name, value in about.items() if value is not None)
         text += f"\n[[methods]]\n{lines}{config_toml(method.config, skip=('seed',) if method.seeds else ())}"
     text += "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)
-    return text + external_toml(config.external)
+    for one in config.external:
+        labels = f"labels = {toml_value(dict(one.labels))}\n"
+        text += f"\n[external.{one.name}]\n{config_toml(one, skip=('name', 'labels'))}{labels}"
+    return text
 
 
 def require_name(name: Any, where: str) -> None:

@@ -159,12 +159,12 @@ def _prepare_manifest(
 def _write_captions(study: Study) -> None:
     """The captions that the study's methods train on; finished ones are used again."""
     config = study.config
-    made = CaptionConfig(captioner=config.captioner, column=config.caption_column)
+    given: dict[str, Any] = {"captioner": config.captioner, "column": config.caption_column}
     if CAPTIONERS[config.captioner].reads_images:
-        given: dict[str, Any] = {"geometry": config.geometry, "precision": config.precision}
+        given |= {"model": config.caption_model, "geometry": config.geometry, "precision": config.precision}
         given |= {"batch_size": config.batch_size} if config.batch_size else {}
-        made = dataclasses.replace(made, model=config.caption_model, **given)
-    caption(study.manifest, made, study.out / CAPTIONS, pixels=study.pixels, progress=study.progress)
+    file = study.out / CAPTIONS
+    caption(study.manifest, CaptionConfig(**given), file, pixels=study.pixels, progress=study.progress)
 
 
 def _torn_pictures(manifest: Manifest) -> int:
