@@ -62,9 +62,10 @@ def to_path(given: File | None) -> Path | None:
 
 
 def config_of(cls: type[T], named: Mapping[str, Any]) -> T:
-    """The settings of a dataclass that are among some arguments by name; a path becomes its text."""
-    known = {name: named[name] for name in cls.__dataclass_fields__ if name in named}  # type: ignore[attr-defined]
-    return cls(**{name: str(value) if isinstance(value, Path) else value for name, value in known.items()})
+    """The settings of a dataclass that are among some arguments by name."""
+    from thoraclip.config import field_kinds
+
+    return cls(**{name: named[name] for name in field_kinds(cls) if name in named})  # type: ignore[arg-type]
 
 
 def settings_of(
