@@ -98,11 +98,7 @@ def parse_toml(data: bytes | str, where: object) -> dict[str, Any]:
 
 
 def read_json(
-    path: Path,
-    *,
-    error: type[ThoraclipError] = InputError,
-    remedy: str = "make it again",
-    limits: Limits = Limits(),
+    path: Path, *, error: type[ThoraclipError] = InputError, remedy: str = "make it again", limits: Limits = Limits()
 ) -> Any:
     """The value of a JSON file; raises as `parse_json` and `read_bytes` do."""
     data = read_bytes(path, error=error, remedy=remedy, most=limits.bytes)

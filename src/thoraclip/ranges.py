@@ -20,42 +20,11 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, system_message, why_not_written
 
 __all__ = [
-    "NAMED",
-    "AnyBatchSize",
-    "AuditImages",
-    "BatchSize",
-    "Bits",
-    "Count",
-    "FoldCount",
-    "FoldNumber",
-    "Fraction",
-    "Geometry",
-    "ImageCount",
-    "OneOf",
-    "PhantomCount",
-    "Port",
-    "Precision",
-    "Range",
-    "Resamples",
-    "RuntimeName",
-    "SampleSize",
-    "Seed",
-    "Seeds",
-    "Share",
-    "Shots",
-    "Side",
-    "Thumbnails",
-    "Tokens",
-    "Weight",
-    "Weighting",
-    "WordOr",
-    "Workers",
-    "bind",
-    "checked",
-    "conform",
-    "range_text",
-    "require_path",
-]
+    "NAMED", "AnyBatchSize", "AuditImages", "BatchSize", "Bits", "Count", "FoldCount", "FoldNumber", "Fraction",
+    "Geometry", "ImageCount", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples", "RuntimeName",
+    "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight", "Weighting", "WordOr",
+    "Workers", "bind", "checked", "conform", "range_text", "require_path",
+]  # fmt: skip
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -19,15 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from thoraclip.imaging.names import (
-    IMAGES,
-    MASKS,
-    SYSTEM,
-    is_mask_name,
-    is_system_name,
-    kind_by_content,
-    kind_by_name,
-)
+from thoraclip.imaging.names import IMAGES, MASKS, SYSTEM, is_mask_name, is_system_name, kind_by_content, kind_by_name
 
 __all__ = ["CLOSED", "FOLDER", "LINKS", "SPECIAL", "Found", "Tally", "walk"]
 
