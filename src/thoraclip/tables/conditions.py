@@ -9,6 +9,7 @@ dependency for these 100 lines.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import tokenize
 from collections.abc import Callable, Mapping
@@ -63,29 +64,20 @@ def condition_truth(text: str, table: pa.Table) -> pa.ChunkedArray:
 
 def _with_double_equals(text: str) -> str:
     """`view = PA` as Python writes it."""
-    tokens = [
-        (kind, "==" if word == "=" else word)
-        for kind, word, *_ in tokenize.generate_tokens(io.StringIO(" ".join(text.split())).readline)
-    ]
-    return tokenize.untokenize(tokens).strip()
+    tokens = tokenize.generate_tokens(io.StringIO(" ".join(text.split())).readline)
+    return tokenize.untokenize((kind, "==" if word == "=" else word) for kind, word, *_ in tokens).strip()
 
 
 def _truth(node: ast.expr, table: pa.Table) -> Any:
     """bool[N], null where the truth is not known."""
     if isinstance(node, ast.BoolOp):
         combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
-        truth = _truth(node.values[0], table)
-        for other in node.values[1:]:
-            truth = combine(truth, _truth(other, table))
-        return truth
+        return functools.reduce(combine, (_truth(value, table) for value in node.values))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return pc.invert(_truth(node.operand, table))
     if isinstance(node, ast.Compare):
-        sides = [node.left, *node.comparators]
-        truth = _compared(sides[0], node.ops[0], sides[1], table)
-        for left, operator, right in zip(sides[1:], node.ops[1:], sides[2:], strict=False):
-            truth = pc.and_kleene(truth, _compared(left, operator, right, table))
-        return truth
+        sides = zip([node.left, *node.comparators], node.ops, node.comparators, strict=False)
+        return functools.reduce(pc.and_kleene, (_compared(*side, table) for side in sides))
     raise _not_known(node)
 
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from thoraclip.delimited import NO_VALUE, UNKNOWN, number
 from thoraclip.errors import ManifestError, first_line
 from thoraclip.spelling import tidy, tidy_note
-from thoraclip.tables.columns import COLUMNS, SCHEMA
+from thoraclip.tables.columns import COLUMNS, IDENTITY, SCHEMA, table_digest
 from thoraclip.tables.store import StoredTable, open_table
 
-__all__ = ["as_type", "open_manifest", "tidied"]
+__all__ = ["as_type", "open_manifest", "read_fingerprint", "tidied"]
 
 _EXACT = 2.0**53  # larger floats are not whole numbers that anybody wrote
 _UNTIDY = r"[^!-~ ]|^ | $|  "  # no other text is changed by `tidy`
@@ -85,6 +85,13 @@ def open_manifest(path: Path) -> ForeignTable:
     """A manifest file, whoever wrote it; raises InputError or ManifestError where it is none."""
     stored = open_table(path, kind="manifest", newest_schema=SCHEMA, foreign=True)
     return ForeignTable(**vars(stored))
+
+
+def read_fingerprint(path: Path) -> str:
+    """`Manifest.fingerprint` of a file, wherever its images are; raises as `open_manifest` does."""
+    stored = open_manifest(path)
+    columns = [*IDENTITY, *({"bits"} & set(stored.schema.names))]
+    return table_digest(pa.concat_tables(stored.parts(columns)))
 
 
 def tidied(column: pa.ChunkedArray, counts: Counter[str]) -> pa.ChunkedArray:

@@ -23,18 +23,16 @@ from thoraclip.labels import LabelSet
 from thoraclip.ranges import BITS
 from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, conflicting, in_pieces, ranks
-from thoraclip.tables.columns import COLUMNS, IDENTITY, OPTIONAL, SCHEMA, SPLITS, depths_of, table_digest
+from thoraclip.tables.columns import COLUMNS, OPTIONAL, SCHEMA, SPLITS, depths_of, table_digest
 from thoraclip.tables.conditions import condition_truth
 from thoraclip.tables.filters import require_columns, rows_with
-from thoraclip.tables.foreign import open_manifest
+from thoraclip.tables.foreign import open_manifest, read_fingerprint
 from thoraclip.tables.store import joined, kept, require_place, slices, write_table
 
 __all__ = [
     "COLUMNS", "OPTIONAL", "SPLITS", "Manifest", "depths_of", "read_fingerprint", "read_manifest", "require_place",
     "write_manifest",
 ]  # fmt: skip
-
-_REMEDY = "add to thoraclip index: {} (or name the classes of a study or method: classes = [...])"
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,8 @@ class Manifest:
         rank = ranks(ids)
         repeated = np.bincount(rank) > 1
         if repeated.any():
-            first = ids[int(np.argmax(repeated[rank]))].as_py()
-            raise ManifestError(
-                f"manifest: image_id '{first}' is repeated ({repeated.sum()} such ids); every image has one of its own"
-            )
+            said = f"image_id '{ids[int(np.argmax(repeated[rank]))]}' is repeated ({repeated.sum()} such ids)"
+            raise ManifestError(f"manifest: {said}; every image has one of its own")
         for split in sorted(self.values("split").unique().drop_null().to_pylist()):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
@@ -87,10 +83,8 @@ class Manifest:
         for column in () if self.may_leak else ("split", "fold"):
             shared = self.table["patient"].filter(pa.array(self.conflicting(column)))
             if len(shared):
-                raise LeakError(
-                    f"manifest: patient '{pc.min(shared).as_py()}' stands in two {column}s "
-                    f"({pc.count_distinct(shared).as_py()} such patients); split again by patient: thoraclip split"
-                )
+                said = f"patient '{pc.min(shared)}' stands in two {column}s ({pc.count_distinct(shared)} such patients)"
+                raise LeakError(f"manifest: {said}; split again by patient: thoraclip split")
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path, *, may_leak: bool = False) -> Manifest:
@@ -134,20 +128,19 @@ class Manifest:
         return max(counted, key=lambda bits: (counted[bits], bits), default=None)
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
-        """The classes as given, or the sorted labels.
-
-        Raises ManifestError where a given class has no image, or a label is another; or where none are given and two
-        may be one class.
-        """
+        """The classes as given, or the sorted labels; raises ManifestError where a given class has no image, or a label
+        is another; or where none are given and two may be one class."""
         counted = {label: images for (label,), images in self.tally("label") if label is not None}
         held = sorted(counted)
         if not classes:
-            require_distinct(counted, str(self.file or "manifest"), kept=self.apart, remedy=_REMEDY)
+            remedy = "add to thoraclip index: {} (or name the classes of a study or method: classes = [...])"
+            require_distinct(counted, str(self.file or "manifest"), kept=self.apart, remedy=remedy)
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
-                near = did_you_mean(name, held)
-                raise ManifestError(f"class '{name}' has no image{near}; add images or drop the class")
+                raise ManifestError(
+                    f"class '{name}' has no image{did_you_mean(name, held)}; add images or drop the class"
+                )
         for name in held:
             labels.index(name)
         return labels
@@ -183,12 +176,10 @@ class Manifest:
         """What stands here of an image and its copies, by the SHA-256 of their bytes; raises ManifestError where that
         cannot be known, since it is not among those that have one, and others have none."""
         hashes = self.values("sha256")
-        rows: list[dict[str, Any]] = self.table.filter(pc.fill_null(pc.equal(hashes, sha256), False)).to_pylist()
+        rows: list[dict[str, Any]] = self.table.filter(pc.equal(hashes, sha256)).to_pylist()
         if hashes.null_count and not rows:
-            raise ManifestError(
-                f"{self.file or 'manifest'}: {hashes.null_count} images have no sha256, by which an image is known; "
-                "index the folder again: thoraclip index"
-            )
+            said = f"{hashes.null_count} images have no sha256, by which an image is known"
+            raise ManifestError(f"{self.file or 'manifest'}: {said}; index the folder again: thoraclip index")
         return rows
 
     def lung_mask_of(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
@@ -274,9 +265,7 @@ def write_manifest(path: Path | str, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
-    """Read a manifest.
-
-    Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
+    """Read a manifest; pictures are looked for under the root stored in it, or, where that is gone, beside it.
 
     Args:
         may_leak: see `Manifest`.
@@ -296,28 +285,18 @@ def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[st
         require_columns(where or (), stored.schema.names)
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
-        root = next((root for root in roots if _holds_image(root, table)), None)
+        root = next((root for root in roots if _holds_image(root, table["path"])), None)
         held: Any = {name: tuple(stored.meta.get(name) or ()) for name in ("selections", "apart")}
         file, notes = None if where else path, tuple(stored.notes)
         manifest = Manifest(table, root or roots[0], may_leak, file, notes=notes, **held)
     except ManifestError as error:
         raise type(error)(named(path, error)) from error
     if root is None:
-        raise InputError(
-            f"{path}: its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest; "
-            "put them back, or index the folder again: thoraclip index"
-        )
+        said = f"its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest"
+        raise InputError(f"{path}: {said}; put them back, or index the folder again: thoraclip index")
     return manifest
 
 
-def read_fingerprint(path: Path) -> str:
-    """`Manifest.fingerprint` of a file, wherever its images are; raises InputError or ManifestError where it holds no
-    manifest."""
-    stored = open_manifest(path)
-    columns = [*IDENTITY, *({"bits"} & set(stored.schema.names))]
-    return table_digest(pa.concat_tables(stored.parts(columns)))
-
-
-def _holds_image(root: Path, table: pa.Table) -> bool:
-    pieces = in_pieces(table["path"].drop_null())  # almost always the first path is there; 5 times as fast as Path
+def _holds_image(root: Path, paths: pa.ChunkedArray) -> bool:
+    pieces = in_pieces(paths.drop_null())  # almost always the first path is there; 5 times as fast as Path
     return any(os.path.exists(os.path.join(root, path)) for piece in pieces for path in piece)  # noqa: PTH110, PTH118
