@@ -264,10 +264,8 @@ class TablePaths:
             if self._has("/".join(parts[start:])):
                 self._above.append(parts[:start])
                 return "/".join(parts[start:])
-        raise ManifestError(
-            f"{where}: path '{text}' is of another machine, and no end of it is a file below {self._root}; "
-            "give paths below that folder"
-        )
+        said = f"path '{text}' is of another machine, and no end of it is a file below {self._root}"
+        raise ManifestError(f"{where}: {said}; give paths below that folder")
 
 
 def name_finder(root: Path) -> Callable[[str], str]:

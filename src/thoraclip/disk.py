@@ -38,18 +38,16 @@ def needing_room(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
         if number not in NO_ROOM:
             raise
-        raise InputError(
-            f"{path}: cannot be written ({os.strerror(number)}); make room on that disk and run the same command again"
-        ) from error
+        remedy = "make room on that disk and run the same command again"
+        raise InputError(f"{path}: cannot be written ({os.strerror(number)}); {remedy}") from error
 
 
 def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
     """Raise InputError where the disk of a folder has no room for `needed` bytes; the message begins with `what`."""
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:
-        raise InputError(
-            f"{folder}: {what} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; {remedy}"
-        )
+        sizes = f"needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left"
+        raise InputError(f"{folder}: {what} {sizes}; {remedy}")
 
 
 def take_room(stream: IO[bytes], size: int) -> None:

@@ -18,16 +18,8 @@ from typing import Any, NoReturn
 from thoraclip.errors import ConfigError, InputError, ThoraclipError, first_line
 
 __all__ = [
-    "LARGE",
-    "Limits",
-    "kept_json",
-    "parse_json",
-    "parse_toml",
-    "read_bytes",
-    "read_json",
-    "read_toml",
-    "regular",
-]
+    "LARGE", "Limits", "kept_json", "parse_json", "parse_toml", "read_bytes", "read_json", "read_toml", "regular",
+]  # fmt: skip
 
 DIGITS = 100
 """Most characters of a number. `tokenizer_config.json` has one of 31; a float holds 10^100."""

@@ -76,7 +76,8 @@ class WordOr:
         return f"{', '.join(self.words)}, or a whole number {self.numbers}"
 
 
-Geometry = Annotated[str, OneOf(("squash", "crop", "pad"))]
+GEOMETRIES = ("squash", "crop", "pad")
+Geometry = Annotated[str, OneOf(GEOMETRIES)]
 Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
 RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
 """`models.runtimes` has them."""

@@ -18,18 +18,8 @@ from typing import Any
 from thoraclip.errors import InputError, ThoraclipError, shown
 
 __all__ = [
-    "ANY_NUMBER",
-    "Check",
-    "check",
-    "mapping",
-    "number",
-    "one_of",
-    "optional",
-    "sequence",
-    "table",
-    "text",
-    "whole",
-]
+    "ANY_NUMBER", "Check", "check", "mapping", "number", "one_of", "optional", "sequence", "table", "text", "whole",
+]  # fmt: skip
 
 Check = Callable[[Any], None]
 _LINE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")

@@ -28,15 +28,9 @@ from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions
 
 __all__ = [
-    "BASE_MODELS",
-    "BaseModel",
-    "TrainedRun",
-    "base_model",
-    "card_environment",
-    "judge_run",
-    "model_card",
+    "BASE_MODELS", "BaseModel", "TrainedRun", "base_model", "card_environment", "judge_run", "model_card",
     "write_model_card",
-]
+]  # fmt: skip
 
 _Files = Mapping[int | None, list[str]]
 _FEW = 30

@@ -71,9 +71,8 @@ class ForeignTable(StoredTable):
         try:
             column = as_type(part[source], kind)
         except (pa.ArrowException, ValueError) as error:
-            raise ManifestError(
-                f"{self.path}: column '{name}' is {part[source].type}, expected {kind} ({first_line(error)}); mend it"
-            ) from error
+            said = f"column '{name}' is {part[source].type}, expected {kind} ({first_line(error)})"
+            raise ManifestError(f"{self.path}: {said}; mend it") from error
         if self.is_foreign and pa.types.is_string(kind) and name not in _PATHS:
             marks = sorted(UNKNOWN if name == "label" else NO_VALUE)
             unknown = pc.is_in(pc.utf8_lower(column), value_set=pa.array(marks))

@@ -138,9 +138,8 @@ class Manifest:
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
-                raise ManifestError(
-                    f"class '{name}' has no image{did_you_mean(name, held)}; add images or drop the class"
-                )
+                near = did_you_mean(name, held)
+                raise ManifestError(f"class '{name}' has no image{near}; add images or drop the class")
         for name in held:
             labels.index(name)
         return labels
