@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from thoraclip.errors import InputError, ManifestError
 
@@ -50,7 +50,7 @@ def opened(path: Path, encoding: str = "") -> Iterator[IO[Any]]:
     """A file as text, with its line ends as they are, or without an encoding as bytes; raises InputError where it
     cannot be read."""
     errors = _KEPT if encoding.startswith("utf-8") else "strict"
-    text: dict[str, str] = {"encoding": encoding, "errors": errors, "newline": ""} if encoding else {}
+    text: dict[str, Any] = {"encoding": encoding, "errors": errors, "newline": ""} if encoding else {}
     try:
         with path.open("r" if encoding else "rb", **text) as stream:
             yield stream
@@ -145,7 +145,7 @@ def _too_long(text: str) -> str:
     return f"a line of more than {_LONGEST_LINE} characters, '{text[:40]}...'; a table has a line for each image"
 
 
-def lines_of(stream: TextIO, path: Path) -> Iterator[str]:
+def lines_of(stream: IO[str], path: Path) -> Iterator[str]:
     """Each line with its end; raises ManifestError for one that is longer than a table's."""
     for line, text in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), ""), start=1):
         if len(text) > _LONGEST_LINE and not text.endswith(("\n", "\r")):

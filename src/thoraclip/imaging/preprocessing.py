@@ -69,7 +69,8 @@ class Preprocess:
         """The spec that `as_dict` described; raises ConfigError for any other."""
         if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
             raise ConfigError(f"preprocess: unknown '{unknown[0]}'{did_you_mean(unknown[0], cls.__dataclass_fields__)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for files and fingerprints."""
@@ -114,7 +115,7 @@ def normalise(grey: Greys, spec: Preprocess) -> Singles:
     """u8[..., H, W] -> f32[..., 3, H, W]: (grey / 255 - mean) / std, the same grey in three channels."""
     unit = grey[..., None, :, :].astype(np.float32) * np.float32(1 / 255)
     mean, std = np.array((spec.mean, spec.std), dtype=np.float32)[..., None, None]
-    return (unit - mean) / std
+    return np.asarray((unit - mean) / std)
 
 
 def preprocess(radiograph: Radiograph | Greys, spec: Preprocess) -> Singles:

@@ -141,7 +141,9 @@ class ArrayWriter:
         self.rows = 0
         state = kept_json(folder / "progress.json")
         rows = state.get("rows") if state.get("token") == token else 0
-        is_here = rows == total or all(part.is_file() for part in self._parts.values())  # at the end the parts may be renamed
+        is_here = rows == total or all(
+            part.is_file() for part in self._parts.values()
+        )  # at the end the parts may be renamed
         if isinstance(rows, int) and 0 <= rows <= total and is_here:
             self.rows = rows
 

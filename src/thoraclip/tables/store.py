@@ -99,7 +99,7 @@ class StoredTable:
     path: Path
     schema: pa.Schema
     rows: int  # their number
-    meta: Mapping[str, object]  # what the header holds beside kind and schema number
+    meta: Mapping[str, Any]  # what the header holds beside kind and schema number
     is_foreign: bool = False  # written by another program, without our header
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
