@@ -137,12 +137,8 @@ def _sizes(manifest: Manifest) -> list[tuple[int, int] | None]:
 
 
 def _count_sizes(known: list[tuple[int, int]]) -> dict[str, Any]:
-    return {
-        "distinct": len(set(known)),
-        "width": spread([w for w, _ in known]),
-        "height": spread([h for _, h in known]),
-        "aspect_ratio": spread([w / h for w, h in known]),
-    }
+    sides = {"width": [w for w, _ in known], "height": [h for _, h in known], "aspect_ratio": [w / h for w, h in known]}
+    return {"distinct": len(set(known)), **{name: spread(values) for name, values in sides.items()}}
 
 
 def _masks(manifest: Manifest) -> list[dict[str, Any]]:
@@ -219,8 +215,8 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Least, quartiles (linear interpolation) and greatest of some values; `None` of none."""
     if not values:
         return None
-    found = np.quantile(np.array(values, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1))
-    return {name: round(float(v), 2) for name, v in zip(("min", "q1", "median", "q3", "max"), found, strict=True)}
+    found = np.quantile(np.array(values, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return {name: round(v, 2) for name, v in zip(("min", "q1", "median", "q3", "max"), found, strict=True)}
 
 
 def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:

@@ -24,8 +24,7 @@ from thoraclip.ranges import BITS
 from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, conflicting, in_pieces, ranks
 from thoraclip.tables.columns import COLUMNS, OPTIONAL, SCHEMA, SPLITS, depths_of, table_digest
-from thoraclip.tables.conditions import condition_truth
-from thoraclip.tables.filters import require_columns, rows_with
+from thoraclip.tables.conditions import condition_truth, require_columns, rows_with
 from thoraclip.tables.foreign import open_manifest, read_fingerprint
 from thoraclip.tables.store import joined, kept, require_place, slices, write_table
 
