@@ -137,8 +137,12 @@ def _sizes(manifest: Manifest) -> list[tuple[int, int] | None]:
 
 
 def _count_sizes(known: list[tuple[int, int]]) -> dict[str, Any]:
-    sides = {"width": [w for w, _ in known], "height": [h for _, h in known], "aspect_ratio": [w / h for w, h in known]}
-    return {"distinct": len(set(known)), **{name: spread(values) for name, values in sides.items()}}
+    return {
+        "distinct": len(set(known)),
+        "width": spread([w for w, _ in known]),
+        "height": spread([h for _, h in known]),
+        "aspect_ratio": spread([w / h for w, h in known]),
+    }
 
 
 def _masks(manifest: Manifest) -> list[dict[str, Any]]:
