@@ -15,7 +15,6 @@ from torch import Tensor
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Captioner", "load_captioner"]
@@ -87,8 +86,7 @@ def load_captioner(
         raise checkpoint.error(
             f"type '{model_type}' is no captioner; name a BLIP model, such as Salesforce/blip-image-captioning-base"
         )
-    spec = read_preprocess(checkpoint, geometry=geometry)
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
     tokenizer = load_tokenizer(checkpoint)
     begun = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
     used = 1 if begun is None else begun.shape[1] - 1
@@ -104,7 +102,7 @@ def load_captioner(
         "model": Path(model).resolve().name if checkpoint.is_local else model,
         "revision": getattr(checkpoint.config, "_commit_hash", None),
         "weights": weights_fingerprint(network),
-        "preprocess": spec.as_dict(),
+        "preprocess": settings["preprocess"].as_dict(),
         "precision": settings["precision"],
         "prompt": prompt,
         "max_new_tokens": max_new_tokens,

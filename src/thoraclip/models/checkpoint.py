@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from thoraclip.documents import read_json, regular
+from thoraclip.documents import regular
 from thoraclip.errors import MismatchError, ModelError, first_line
 from thoraclip.models.files import (
     OPEN_CLIP_TYPE,
@@ -27,13 +27,14 @@ from thoraclip.models.files import (
     not_found,
     read_config,
     read_note,
+    read_table,
     require_float_weights,
     require_on_hub,
     stored_folder,
 )
 from thoraclip.models.open_clip_config import open_clip_file, tokenizer_remedy
 from thoraclip.models.open_clip_towers import describe_open_clip
-from thoraclip.shapes import check, table
+from thoraclip.shapes import table
 
 __all__ = [
     "find_checkpoint",
@@ -57,8 +58,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     location, is_local = locate(name)
     if not is_local:
         require_on_hub(location, "*config.json")  # Transformers would ask many times
-    own = read_config(location, is_local=is_local)
-    described = describe_open_clip(location, own, is_local=is_local)
+    own = read_config(location)
+    described = describe_open_clip(location, own)
     if OPEN_CLIP_TYPE in (own.get("model_type"), (described or {}).get("model_type")):
         from thoraclip.models.open_clip_format import register  # takes a while to load
 
@@ -195,8 +196,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
     from peft import PeftModel, get_peft_model_state_dict
 
     note, path = read_note(folder), folder / "adapter_config.json"
-    config = read_json(path, error=ModelError, remedy="get the adapter again")
-    check(config, table(), path, error=ModelError, remedy="get the adapter again")
+    config = read_table(path, table(), "get the adapter again")
     if note is not None and note.base != weights_fingerprint(network):
         raise MismatchError(
             f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "

@@ -21,7 +21,6 @@ from thoraclip.models.checkpoint import (
     weights_fingerprint,
 )
 from thoraclip.models.files import Checkpoint
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import network_settings
 from thoraclip.models.vision_encoder import VisionEncoder, load_tower, unit, untrained_tower
 
@@ -116,8 +115,7 @@ def load_vision_encoder(
     """
     checkpoint = find_checkpoint(str(model))
     architecture = find_architecture(str(checkpoint.config.model_type), checkpoint.name, needs_text=needs_text)
-    spec = read_preprocess(checkpoint, geometry=geometry)
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
     network = load_model(checkpoint) if architecture.has_text else load_tower(checkpoint, architecture)
     if adapter:
         network = load_adapter(checkpoint, network, Path(adapter), scale=adapter_scale)

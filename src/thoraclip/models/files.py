@@ -34,6 +34,7 @@ __all__ = [
     "read_about",
     "read_config",
     "read_note",
+    "read_table",
     "require_adapter",
     "require_float_weights",
     "require_on_hub",
@@ -106,10 +107,10 @@ def stored_folder(model: str) -> Path | None:
     return next((Path(file).parent for file in files if isinstance(file, str)), None)
 
 
-def model_file(location: str, name: str, *, is_local: bool) -> Path | None:
+def model_file(location: str, name: str) -> Path | None:
     """A small file of a model, of a Hub model fetched where it is not on this machine; `None` where there is none."""
-    if is_local:
-        path = Path(location) / name
+    if (folder := Path(location)).is_dir():
+        path = folder / name
         return path if path.is_file() else None
     from transformers.utils import cached_file
 
@@ -119,19 +120,24 @@ def model_file(location: str, name: str, *, is_local: bool) -> Path | None:
         return None
 
 
-def read_config(location: str, *, is_local: bool) -> Mapping[str, Any]:
+def read_config(location: str) -> Mapping[str, Any]:
     """The content of `config.json`; empty where `open_clip_config.json` is alone.
 
     Raises:
         ModelError: not readable, or no model in the folder.
     """
-    path = model_file(location, "config.json", is_local=is_local)
+    path = model_file(location, "config.json")
     if path is None:
-        if not is_local or model_file(location, OPEN_CLIP, is_local=True):
+        if not Path(location).is_dir() or model_file(location, OPEN_CLIP):
             return {}
         path = Path(location) / "config.json"  # which is then said to be missing
-    content: Mapping[str, Any] = read_json(path, error=ModelError, remedy="get the model again")
-    check(content, table(), path, error=ModelError, remedy="get the model again")
+    return read_table(path, table(), "get the model again")
+
+
+def read_table(path: Path, shape: Check, remedy: str) -> dict[str, Any]:
+    """The table of a JSON file of a model; raises ModelError where it is not readable or of another shape."""
+    content: dict[str, Any] = read_json(path, error=ModelError, remedy=remedy)
+    check(content, shape, path, error=ModelError, remedy=remedy)
     return content
 
 
@@ -172,25 +178,25 @@ def not_found(name: str, reason: str) -> ModelError:
 def require_float_weights(file: Path, name: str) -> None:
     """Raise ModelError, which begins with `name`, where a safetensors file is not readable or a weight is of whole
     numbers; the header alone is read."""
-    try:
-        with safe_open(regular(file), framework="numpy") as weights:
-            names = [name for name in weights.keys() if name.endswith(_WEIGHTS)]  # noqa: SIM118  no mapping
-            whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{name}: {file.name} is not readable ({first_line(error)}); get it again") from error
-    if whole:
-        raise ModelError(
-            f"{name}: {file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised"
-        )
+    for weight, part in _slices(file, f"{name}: {file.name}").items():
+        if weight.endswith(_WEIGHTS) and part.get_dtype().startswith(("I", "U", "BOOL")):
+            raise ModelError(
+                f"{name}: {file.name}: weight '{weight}' holds whole numbers; take weights that are not quantised"
+            )
 
 
 def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight of a safetensors file, of which the header alone is read; raises ModelError."""
+    return {name: tuple(part.get_shape()) for name, part in _slices(file, f"{file}:").items()}
+
+
+def _slices(file: Path, where: str) -> dict[str, Any]:
+    """Name -> slice of every weight, of which dtype and shape can be asked; ModelError begins with `where`."""
     try:
         with safe_open(regular(file), framework="numpy") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            return {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  no mapping
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{file}: is not readable ({first_line(error)}); get it again") from error
+        raise ModelError(f"{where} is not readable ({first_line(error)}); get it again") from error
 
 
 def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
@@ -253,11 +259,10 @@ def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) ->
     Raises:
         ModelError: the file is not readable, or from a newer version; it begins with `name`.
     """
-    if not (folder / _ABOUT).is_file():
-        return None
-    content = read_json(folder / _ABOUT, error=ModelError, remedy="train it again")
     path = folder / _ABOUT
-    check(content, table(schema=whole(1)), path, error=ModelError, remedy="train it again")
+    if not path.is_file():
+        return None
+    content = read_table(path, table(schema=whole(1)), "train it again")
     if (schema := content.pop("schema")) > _SCHEMA:  # before its fields are looked at: it may have others
         raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
     check(content, shape, path, error=ModelError, remedy="train it again")

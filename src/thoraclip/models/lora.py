@@ -24,7 +24,6 @@ from thoraclip.models.checkpoint import find_checkpoint, quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import untrained_encoder
 from thoraclip.models.files import holds_weights, write_about
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import network_settings, recompute_layers
 from thoraclip.models.prefix import block_names
 from thoraclip.models.vision_encoder import VisionEncoder
@@ -210,10 +209,10 @@ def check_lora(model: str, settings: LoraSettings) -> None:
         ModelError: the model's configuration describes no network.
     """
     checkpoint = find_checkpoint(model)
-    spec = read_preprocess(checkpoint, geometry="squash")
+    network = network_settings(checkpoint, precision="fp32", device="meta")
     try:
         with torch.device("meta"):
-            encoder = untrained_encoder(checkpoint, network_settings(checkpoint, spec, precision="fp32", device="meta"))
+            encoder = untrained_encoder(checkpoint, network)
     except Exception as error:  # Transformers raises ValueError, TypeError, RuntimeError and more
         raise checkpoint.error(f"its config.json describes no network ({first_line(error)})") from error
     _projections(encoder, settings.projections)

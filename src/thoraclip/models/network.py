@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import Preprocess
 from thoraclip.models.files import Checkpoint
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.ranges import Precision, conform
 
 __all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision"]
@@ -35,25 +36,20 @@ class Network:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision as a context for the forward pass."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        is_fp32 = self.precision == "fp32"
+        return nullcontext() if is_fp32 else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str, device: str) -> dict[str, Any]:
-    """The fields of a `Network`; precision and device as in `load_vision_encoder`."""
-    if device:
-        place = torch.device(device)
-    elif torch.cuda.is_available():
-        place = torch.device("cuda")
-    else:
-        place = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    return {
-        "name": checkpoint.name,
-        "preprocess": spec,
-        "device": place,
-        "precision": resolve_precision(precision, place),
-    }
+def network_settings(
+    checkpoint: Checkpoint, preprocess: Preprocess | str = "squash", *, precision: str, device: str
+) -> dict[str, Any]:
+    """The fields of a `Network`; precision and device as in `load_vision_encoder`. A geometry stands for the
+    checkpoint's own preprocessing with it."""
+    spec = read_preprocess(checkpoint, geometry=preprocess) if isinstance(preprocess, str) else preprocess
+    mps = "mps" if torch.backends.mps.is_available() else "cpu"
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else mps))
+    precision = resolve_precision(precision, place)
+    return {"name": checkpoint.name, "preprocess": spec, "device": place, "precision": precision}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -61,11 +57,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     conform("precision", precision, Precision)
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # no public name for this question yet
-    return "fp32"
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 |= device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public name for this question yet
+    return "bf16" if has_bf16 else "fp32"
 
 
 def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:

@@ -77,14 +77,13 @@ def converted_weights(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tens
 
 def fitting_tokenizer(checkpoint: Checkpoint, read: Callable[..., Any]) -> Any:
     """The tokenizer beside the weights; raises ValueError where there is none that gives what the text tower reads."""
-    location, is_local = checkpoint.location, checkpoint.is_local
-    text, kind = checkpoint.config.text_config, dict[str, Any]()
-    if model_file(location, "tokenizer.json", is_local=is_local) is None:
+    location, text, kind = checkpoint.location, checkpoint.config.text_config, dict[str, Any]()
+    if model_file(location, "tokenizer.json") is None:
         name, vocabulary = ("bert", "vocab.txt") if text.model_type == "bert" else ("clip", "vocab.json")
-        if model_file(location, vocabulary, is_local=is_local) is None:
+        if model_file(location, vocabulary) is None:
             raise ValueError(f"neither tokenizer.json nor {vocabulary} is there")
         kind["config"] = AutoConfig.for_model(name)  # which nothing else tells
-    tokenizer = read(location, is_local, **kind)
+    tokenizer = read(location, checkpoint.is_local, **kind)
     if len(tokenizer) > text.vocab_size:
         raise ValueError(f"it has {len(tokenizer)} words, and the text tower {text.vocab_size}")
     if text.model_type != "bert":

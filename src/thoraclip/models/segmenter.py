@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from thoraclip.imaging import fit
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Segmenter", "load_segmenter"]
@@ -78,7 +77,6 @@ def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> 
         )
     if len(indices) == len(names):
         raise checkpoint.error(f"all {len(names)} classes are lung; a class for all else is needed")
-    spec = read_preprocess(checkpoint, geometry="squash")
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    settings = network_settings(checkpoint, precision=precision, device=device)
     network = load_model(checkpoint, AutoModelForSemanticSegmentation).float().eval().to(settings["device"])
     return Segmenter(network=network, lung_indices=tuple(indices), **settings)
