@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from thoraclip.config import Settings
+from thoraclip.dtypes import Ints, Singles
 from thoraclip.errors import ConfigError
 from thoraclip.ranges import Range, Share, Weight
 
@@ -74,7 +74,7 @@ def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, sample
     return torch.cat(done) if done else greys
 
 
-def drawn_views(views: int, *, seed: int, step: int, samples: Sequence[int]) -> npt.NDArray[np.int64]:
+def drawn_views(views: int, *, seed: int, step: int, samples: Sequence[int]) -> Ints:
     """i64[B]: for each sample one of the numbers 1 to `views`, drawn as `augment` draws."""
     return np.array([_generator((seed, step), 2, n).integers(1, views, endpoint=True) for n in samples], dtype=np.int64)
 
@@ -97,7 +97,7 @@ def _augment(greys: Tensor, config: Augmentation, key: tuple[int, int], samples:
     return (unit[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _draw(key: tuple[int, int], samples: Sequence[int]) -> npt.NDArray[np.float32]:
+def _draw(key: tuple[int, int], samples: Sequence[int]) -> Singles:
     """f32[B, 9] in -1..1."""
     return np.array([_generator(key, 0, n).uniform(-1, 1, _NUMBERS) for n in samples], dtype=np.float32)
 

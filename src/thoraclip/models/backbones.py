@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from thoraclip.documents import regular
+from thoraclip.dtypes import Floats, Greys, Singles
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
@@ -91,7 +91,7 @@ class Backbone(Network):
         return (output if isinstance(output, Tensor) else output.logits).float()
 
     @torch.inference_mode()
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, pixels: Singles) -> Singles:
         """f32[B, 3, H, W] -> f32[B, C], each row sums to 1; the network must be in eval mode."""
         scores = self.logits(torch.from_numpy(pixels).to(self.device)).softmax(dim=-1)
         return np.asarray(scores.cpu().numpy())
@@ -102,7 +102,7 @@ class Backbone(Network):
         return (self.name, self.precision)
 
     @torch.inference_mode()
-    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    def look(self, greys: Greys) -> tuple[Singles, Floats]:
         """u8[B, H, W] -> (inputs of the head f32[B, D], scores f64[B, C], rows sum to 1)."""
         head = self.network.get_submodule(next(iter(self.head_parameters)).split(".")[0])
         inputs: list[Tensor] = []

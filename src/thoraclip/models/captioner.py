@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
@@ -31,7 +30,7 @@ class Captioner(Network):
     origin: Mapping[str, Any]  # what identifies the texts that it writes (JSON-able)
 
     @torch.inference_mode()
-    def caption(self, greys: npt.NDArray[np.uint8], *, check: bool = False) -> list[str]:
+    def caption(self, greys: Greys, *, check: bool = False) -> list[str]:
         """u8[B, H, W] -> B texts, the prompt included; a text is empty where the model has nothing to say.
 
         The likeliest token is taken at every step, without sampling or beams. Each text depends on its own image; in

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Singles
 from thoraclip.models.architectures import Architecture, find_architecture
 from thoraclip.models.checkpoint import (
     find_checkpoint,
@@ -71,9 +70,9 @@ class DualEncoder(VisionEncoder):
         return {name: value.to(self.device) for name, value in tokens.items()}
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_texts(self, texts: Sequence[str]) -> Singles:
         """Texts -> f32[N, P], unit vectors; always fp32, since there are few."""
-        vectors: npt.NDArray[np.float32] = unit(self.text_features(self.tokenize(texts))).cpu().numpy()
+        vectors: Singles = unit(self.text_features(self.tokenize(texts))).cpu().numpy()
         return vectors
 
 

@@ -17,11 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.imaging import check_pixels
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
@@ -59,9 +58,7 @@ class FrozenEncoder(VisionEncoder):
 
         write_outputs(_Features(self._copy()), self.preprocess, path)
 
-    def encode_greys(
-        self, greys: npt.NDArray[np.uint8], *, check: bool = False
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode_greys(self, greys: Greys, *, check: bool = False) -> tuple[Singles, Singles]:
         """See `VisionEncoder`."""
         if self.compute is None:
             return super().encode_greys(greys, check=check)

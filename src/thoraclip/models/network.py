@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import Preprocess
 from thoraclip.models.files import Checkpoint
@@ -30,7 +30,7 @@ class Network:
     device: torch.device  # where the weights are
     precision: str  # `fp32` or `bf16` (autocast)
 
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def expand(self, greys: Greys | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
         return expand_greys(greys, self.preprocess, self.device)
 
@@ -62,7 +62,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
+def expand_greys(greys: Greys | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
     """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
     unit = torch.as_tensor(greys).to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()

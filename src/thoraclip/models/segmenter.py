@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Greys, Masks
 from thoraclip.imaging import fit
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Segmenter", "load_segmenter"]
-
-Greys = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class Segmenter(Network):
     lung_indices: tuple[int, ...]  # numbers of the model's classes that are lung
 
     @torch.inference_mode()
-    def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
+    def estimate(self, grey: Greys) -> Masks:
         """Where the most probable class is lung: u8[H, W] -> bool[H, W].
 
         The scores are brought to the image's size (bilinear) before they are compared, as Transformers does.

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.imaging import check_pixels
 from thoraclip.models.architectures import Architecture
 from thoraclip.models.checkpoint import load_model, quiet
@@ -61,9 +60,7 @@ class VisionEncoder(Network):
         pooled: Tensor = output.last_hidden_state[:, 0] if self.architecture.reads_cls else output.pooler_output
         return pooled.flatten(1)  # of a ResNet [B, D, 1, 1]
 
-    def encode_greys(
-        self, greys: npt.NDArray[np.uint8], *, check: bool = False
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode_greys(self, greys: Greys, *, check: bool = False) -> tuple[Singles, Singles]:
         """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors).
 
         Args:
@@ -82,14 +79,14 @@ class VisionEncoder(Network):
         return pooled.float(), unit(projected)
 
     @staticmethod
-    def fetch(features: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def fetch(features: tuple[Tensor, Tensor]) -> tuple[Singles, Singles]:
         """What `start` returned, as soon as it is computed."""
         return features[0].cpu().numpy(), features[1].cpu().numpy()
 
     def _grey_features(self, greys: Tensor) -> tuple[Tensor, Tensor]:
         return self.image_features(self.expand(greys))
 
-    def encode_images(self, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode_images(self, pixels: Singles) -> tuple[Singles, Singles]:
         """f32[B, 3, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors)."""
         with torch.inference_mode(), self.autocast():
             pooled, projected = self.image_features(torch.from_numpy(pixels).to(self.device))
