@@ -94,17 +94,16 @@ def load_model(
         ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite or of whole
             numbers.
     """
-    from transformers import AutoModel
+    from transformers import MODEL_MAPPING, AutoModel
 
     location: str | None = checkpoint.location
     weights: dict[str, Any] = {"use_safetensors": True}
     try:
         if checkpoint.is_open_clip:
-            from thoraclip.models.open_clip_format import class_of, converted_weights
+            from thoraclip.models.open_clip_format import converted_weights
 
-            architecture, location = class_of(checkpoint.config), None
-            stored = load_file(regular(open_clip_file(checkpoint)))
-            weights = {"state_dict": dict(converted_weights(stored))}
+            architecture, location = MODEL_MAPPING[type(checkpoint.config)], None
+            weights = {"state_dict": dict(converted_weights(load_file(regular(open_clip_file(checkpoint)))))}
         network, info = _read(
             architecture or AutoModel,
             location,

@@ -19,6 +19,7 @@ from thoraclip.runs import write_json
 from thoraclip.shapes import Check, check, number, table, text, whole
 
 __all__ = [
+    "ABOUT",
     "OPEN_CLIP",
     "OPEN_CLIP_TYPE",
     "OPEN_CLIP_WEIGHTS",
@@ -49,10 +50,10 @@ OPEN_CLIP = "open_clip_config.json"
 OPEN_CLIP_TYPE = "open-clip"  # model type of `open_clip_format.OpenClipConfig`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
-_ABOUT = "thoraclip.json"
+ABOUT = "thoraclip.json"
 _WRITTEN = {
     "adapter_config.json", "adapter_model.safetensors",
-    "config.json", "preprocessor_config.json", "model.safetensors", _ABOUT,
+    "config.json", "preprocessor_config.json", "model.safetensors", ABOUT,
 }  # fmt: skip
 """All that lies in a folder of weights."""
 _SCHEMA = 1
@@ -250,7 +251,7 @@ def read_note(folder: Path) -> AdapterNote | None:
 
 def write_about(folder: Path, **content: Any) -> None:
     """Write `thoraclip.json` into a folder of trained weights."""
-    write_json(folder / _ABOUT, {"schema": _SCHEMA, **content})
+    write_json(folder / ABOUT, {"schema": _SCHEMA, **content})
 
 
 def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) -> T | None:
@@ -259,7 +260,7 @@ def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) ->
     Raises:
         ModelError: the file is not readable, or from a newer version; it begins with `name`.
     """
-    path = folder / _ABOUT
+    path = folder / ABOUT
     if not path.is_file():
         return None
     content = read_table(path, table(schema=whole(1)), "train it again")
@@ -269,12 +270,12 @@ def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) ->
     try:
         return make(**content)
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError, ManifestError) as error:
-        raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
+        raise ModelError(f"{name}: {ABOUT} is not readable ({error!r}); train it again") from error
 
 
 def holds_weights(folder: Path) -> bool:
     """True for a folder of trained weights, what `write_about` has marked or a PEFT adapter, and of nothing else."""
-    is_marked = (folder / _ABOUT).is_file() or (folder / "adapter_config.json").is_file()
+    is_marked = (folder / ABOUT).is_file() or (folder / "adapter_config.json").is_file()
     return is_marked and {place.name for place in folder.iterdir()} <= _WRITTEN
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from transformers import AutoConfig, AutoModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from thoraclip.models.files import OPEN_CLIP_TYPE, Checkpoint, model_file
 
-__all__ = ["OpenClipConfig", "OpenClipModel", "class_of", "converted_weights", "fitting_tokenizer", "register"]
+__all__ = ["OpenClipConfig", "OpenClipModel", "converted_weights", "fitting_tokenizer", "register"]
 
 _RENAMED = tuple(
     (re.compile(pattern), new)
@@ -103,12 +103,6 @@ class OpenClipConfig(VisionTextDualEncoderConfig):  # type: ignore[misc]
     """
 
     model_type = OPEN_CLIP_TYPE
-
-
-def class_of(config: Any) -> type[nn.Module]:
-    """The class that a configuration of `describe_open_clip` is of."""
-    found: type[nn.Module] = OpenClipModel if config.model_type == OPEN_CLIP_TYPE else CLIPModel
-    return found
 
 
 def register() -> None:
