@@ -55,15 +55,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def find_architecture(model_type: str, model: str, *, needs_text: str = "") -> Architecture:
-    """The traits of a model type.
+    """The traits of the model type in a configuration.
 
-    Args:
-        model_type: of the model's configuration.
-        model: its name, for the message.
-        needs_text: what compares images with texts, for the message; empty where nothing does.
-
-    Raises:
-        ModelError: an unknown type, or one without a text tower where texts are needed.
+    `needs_text` says what compares images with texts, for the message; empty where nothing does. Raises ModelError for
+    an unknown type, or one without a text tower where texts are needed.
     """
     known = {name: one for name, one in ARCHITECTURES.items() if one.has_text or not needs_text}
     if model_type in known:

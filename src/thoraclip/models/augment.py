@@ -58,8 +58,6 @@ def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, sample
 
     Args:
         greys: u8[B, H, W] on any device.
-        config: how far.
-        seed: of the run.
         step: number of the optimiser's step (or epoch): other numbers are drawn at another one.
         samples: B numbers that name the images, such as their rows of the manifest.
 

@@ -45,12 +45,7 @@ _HEAD_STD = 0.02
 
 
 class TowerClassifier(nn.Module):
-    """A vision tower, its pooled output, and a linear layer on it.
-
-    Args:
-        encoder: whose tower is taken, and which knows how the tower wants its pixels.
-        classes: C.
-    """
+    """The vision tower of an encoder, its pooled output, and a linear layer on it, for C classes."""
 
     base_model_prefix = "vision_model"  # as Transformers' classifiers have
 
@@ -135,11 +130,9 @@ class Backbone(Network):
         ]
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write the folder; it appears whole, and equal weights give equal bytes.
+        """Write the folder, or replace it; it appears whole, and equal weights give equal bytes.
 
-        Args:
-            folder: replaced if it is there.
-            facts: what it was trained on, and how; JSON-able.
+        `facts` say what it was trained on, and how; JSON-able.
         """
         config = json.loads(set_labels(self.config, self.labels).to_json_string(use_diff=False))
         for unsteady in ("_name_or_path", "transformers_version"):
@@ -257,11 +250,12 @@ def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, 
         InputError: no trained network there.
         ModelError: the note is not readable, or from a newer version.
     """
-
-    def make(labels: list[str], preprocess: dict[str, Any], facts: dict[str, Any]) -> Any:
-        return LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts
-
-    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), _NOTE, make)
+    note = read_about(
+        folder,
+        str(folder),
+        _NOTE,
+        lambda labels, preprocess, facts: (LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts),
+    )
     if note is None:
         raise InputError(f"{folder}: no thoraclip.json there; name a folder that thoraclip baseline wrote")
     return note

@@ -41,7 +41,7 @@ __all__ = [
     "require_on_hub",
     "stored_fingerprint",
     "stored_folder",
-    "weight_shapes",
+    "weight_slices",
     "write_about",
 ]
 
@@ -110,9 +110,8 @@ def stored_folder(model: str) -> Path | None:
 
 def model_file(location: str, name: str) -> Path | None:
     """A small file of a model, of a Hub model fetched where it is not on this machine; `None` where there is none."""
-    if (folder := Path(location)).is_dir():
-        path = folder / name
-        return path if path.is_file() else None
+    if Path(location).is_dir():
+        return path if (path := Path(location) / name).is_file() else None
     from transformers.utils import cached_file
 
     try:
@@ -179,20 +178,16 @@ def not_found(name: str, reason: str) -> ModelError:
 def require_float_weights(file: Path, name: str) -> None:
     """Raise ModelError, which begins with `name`, where a safetensors file is not readable or a weight is of whole
     numbers; the header alone is read."""
-    for weight, part in _slices(file, f"{name}: {file.name}").items():
+    for weight, part in weight_slices(file, f"{name}: {file.name}").items():
         if weight.endswith(_WEIGHTS) and part.get_dtype().startswith(("I", "U", "BOOL")):
             raise ModelError(
                 f"{name}: {file.name}: weight '{weight}' holds whole numbers; take weights that are not quantised"
             )
 
 
-def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight of a safetensors file, of which the header alone is read; raises ModelError."""
-    return {name: tuple(part.get_shape()) for name, part in _slices(file, f"{file}:").items()}
-
-
-def _slices(file: Path, where: str) -> dict[str, Any]:
-    """Name -> slice of every weight, of which dtype and shape can be asked; ModelError begins with `where`."""
+def weight_slices(file: Path, where: str) -> dict[str, Any]:
+    """Name -> slice of every weight of a safetensors file, whose type and shape are in the header; raises ModelError,
+    which begins with `where`."""
     try:
         with safe_open(regular(file), framework="numpy") as weights:
             return {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  no mapping

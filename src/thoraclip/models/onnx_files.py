@@ -113,16 +113,13 @@ def _is_all_true(value: Any) -> Any:
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's chatter about packages that are not needed from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
-    levels = {logger: logger.level for logger in loggers}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def clean(model: onnx.ModelProto) -> None:

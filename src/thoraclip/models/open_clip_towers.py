@@ -13,7 +13,7 @@ from thoraclip.models.files import (
     OPEN_CLIP_WEIGHTS,
     model_file,
     stored_folder,
-    weight_shapes,
+    weight_slices,
 )
 from thoraclip.models.open_clip_config import HEADS_OF_TIMM, PLAIN_VIT, REMEDY, no_weights, read_open_clip, square_side
 
@@ -65,7 +65,8 @@ def _stored_shapes(location: str) -> _Shapes:
     if folder := stored_folder(location):
         for name in OPEN_CLIP_WEIGHTS:
             if (folder / name).is_file():
-                return _Shapes(weight_shapes(folder / name))
+                parts = weight_slices(folder / name, f"{folder / name}:")
+                return _Shapes((weight, tuple(part.get_shape())) for weight, part in parts.items())
     if Path(location).is_dir():
         raise no_weights(location)
     from huggingface_hub import errors, parse_safetensors_file_metadata

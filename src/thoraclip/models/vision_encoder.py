@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.imaging import check_pixels
 from thoraclip.models.architectures import Architecture
-from thoraclip.models.checkpoint import load_model, quiet
-from thoraclip.models.files import Checkpoint
 from thoraclip.models.network import Network
 
-__all__ = ["VisionEncoder", "load_tower", "unit", "untrained_tower"]
-
-_HEADS = ("classifier", "cls_classifier", "decoder", "distillation_classifier", "fc", "head", "lm_head", "pooler")
-"""Parts of a checkpoint behind its vision tower, which features do not need."""
+__all__ = ["VisionEncoder", "unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +94,9 @@ class VisionEncoder(Network):
         inputs: dict[str, Any] = {"pixel_values": pixels}
         side = getattr(config, "image_size", None)
         native = side[0] if isinstance(side, list | tuple) else side
-        if native != pixels.shape[-1] and _takes(self.tower, "interpolate_pos_encoding"):
+        tower = self.tower.get_base_model() if hasattr(self.tower, "get_base_model") else self.tower  # of PEFT
+        takes_any_side = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
+        if native != pixels.shape[-1] and takes_any_side:
             inputs["interpolate_pos_encoding"] = True
         if self.architecture.masks_patches:  # sorted noise leaves the patches in their order
             count = (pixels.shape[-1] // config.patch_size) ** 2
@@ -110,12 +107,6 @@ class VisionEncoder(Network):
 def unit(features: Tensor) -> Tensor:
     """Rows of length 1, in fp32."""
     return nn.functional.normalize(features.float(), dim=-1)
-
-
-def _takes(tower: Any, name: str) -> bool:
-    """True where the tower's forward has an argument of this name."""
-    own = tower.get_base_model() if hasattr(tower, "get_base_model") else tower  # of PEFT
-    return name in inspect.signature(own.forward).parameters
 
 
 def _patches(pixels: Tensor, patch: int) -> dict[str, Any]:
@@ -129,24 +120,3 @@ def _patches(pixels: Tensor, patch: int) -> dict[str, Any]:
         "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
         "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
     }
-
-
-def load_tower(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
-    """The vision tower of a checkpoint, which may have heads besides; raises as `checkpoint.load_model` does."""
-    _keep_all_patches(checkpoint, architecture)
-    return load_model(checkpoint, is_replaced=lambda name: name.split(".")[0] in _HEADS, **architecture.options)
-
-
-def untrained_tower(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
-    """The architecture with weights drawn from PyTorch's global stream."""
-    from transformers import AutoModel
-
-    _keep_all_patches(checkpoint, architecture)
-    with quiet():
-        network: nn.Module = AutoModel.from_config(checkpoint.config, **architecture.options)
-    return network
-
-
-def _keep_all_patches(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    if architecture.masks_patches:
-        checkpoint.config.mask_ratio = 0.0
