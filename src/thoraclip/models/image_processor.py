@@ -92,10 +92,7 @@ def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
     side = {"height": spec.size, "width": spec.size}
     content: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor" if spec.geometry == "crop" else "ViTImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
         "resample": _PILLOW_RESAMPLE.index(spec.resample),
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),

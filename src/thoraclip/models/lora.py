@@ -25,7 +25,7 @@ from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import untrained_encoder
 from thoraclip.models.files import holds_weights, write_about
 from thoraclip.models.network import network_settings, recompute_layers
-from thoraclip.models.prefix import block_names
+from thoraclip.models.prefix import tower_blocks
 from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.ranges import Count, OneOf, Range
 from thoraclip.runs import needing_room, whole_folder
@@ -227,7 +227,7 @@ def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]
 
     Raises:
         ConfigError: a tower without any of them, or a name that is in no tower; the message lists the linear layers
-            that exist. Or `block_names` refuses.
+            that exist. Or `tower_blocks` refuses.
     """
     names, towers, last = settings.target_modules, settings.towers, settings.lora_blocks
     targets, unknown, all_kinds = set[str](), set(names), set[str]()
@@ -253,7 +253,7 @@ def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]
             )
         unknown -= {name for name in names if matched[name]}
         all_kinds |= kinds
-        tuned = tuple(f"{name}." for name in block_names(encoder, tower, last)[-last:]) if last else ("",)
+        tuned = tuple(f"{name}." for name in list(tower_blocks(encoder, tower, last))[-last:]) if last else ("",)
         targets.update(n for found in matched.values() for n in found if n.startswith(tuned))
     if unknown:
         raise ConfigError(

@@ -70,17 +70,10 @@ def expand_greys(greys: Greys | Tensor, spec: Preprocess, device: torch.device) 
 
 
 def recompute_layers(network: nn.Module, name: str) -> None:
-    """Compute the layers of a network again in the backward pass: less memory, more time.
+    """Compute the layers of a network, which is changed in place, again in the backward pass: less memory, more time.
 
     Unlike Transformers' own switch it works in eval mode (only the layers themselves are set to train, nothing inside
-    them) and in models that join two towers.
-
-    Args:
-        network: changed in place.
-        name: of the model, for the message.
-
-    Raises:
-        ConfigError: none of its layers supports it.
+    them) and in models that join two towers. Raises ConfigError, which names the model, where no layer supports it.
     """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
