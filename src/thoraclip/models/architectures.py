@@ -30,7 +30,6 @@ class Architecture:
         return bool(self.padding)
 
 
-_CLS = Architecture(reads_cls=True)
 _CLS_ALONE = Architecture(reads_cls=True, options={"add_pooling_layer": False})
 """Of checkpoints in which the pooler is often missing, or was trained for something else."""
 _POOLED = (
@@ -49,7 +48,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deit": _CLS_ALONE,
     "vit": _CLS_ALONE,
     "vit_mae": Architecture(reads_cls=True, masks_patches=True),
-    "vit_msn": _CLS,
+    "vit_msn": Architecture(reads_cls=True),
 }
 """`model_type` of a config.json -> traits."""
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
-from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
 from thoraclip.models.network import Network, network_settings
 
@@ -36,13 +35,9 @@ class Captioner(Network):
         The likeliest token is taken at every step, without sampling or beams. Each text depends on its own image; in
         bf16 rounding, and so a near tie, can depend on the batch.
 
-        Args:
-            greys: made by `imaging.fit` with this captioner's spec.
-            check: test the model's input with `imaging.check_pixels`; for the first batch.
+        `greys` are made by `imaging.fit` with this captioner's spec; `check` them in the first batch, see `expand`.
         """
-        pixels = self.expand(greys)
-        if check:
-            check_pixels(pixels.cpu().numpy(), self.preprocess)
+        pixels = self.expand(greys, check=check)
         prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
         with self.autocast():
             tokens = self.model.generate(

@@ -85,10 +85,8 @@ def load_model(
     """Load all weights in fp32; a missing, unexpected or misshapen one is an error (Transformers only prints it).
 
     Args:
-        checkpoint: as found.
         architecture: Transformers class that the weights must fill; `None` for the one that the configuration names.
         is_replaced: by name, weights that are made anew afterwards, or not needed, and not checked.
-        options: of that class.
 
     Raises:
         ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite or of whole
@@ -181,11 +179,8 @@ def weights_fingerprint(network: nn.Module) -> str:
 def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, scale: float) -> nn.Module:
     """Merge a PEFT adapter into the weights.
 
-    Args:
-        checkpoint, network: the base.
-        folder: the adapter.
-        scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman
-            et al. 2022, arXiv:2109.01903).
+    `scale` is 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman
+    et al. 2022, arXiv:2109.01903).
 
     Raises:
         InputError: no adapter there.

@@ -92,13 +92,9 @@ class _Drop(torch.autograd.Function):
 
 
 def keep_mask(probability: float, *, seed: int, step: int, module: int, samples: Tensor, positions: int) -> Tensor:
-    """bool[B, positions], True where an element is kept; each row depends on its own sample alone.
+    """bool[B, positions], True where an element is kept; each row depends on its own one of the samples i64[B] alone.
 
-    Args:
-        probability: share that is dropped, in steps of 2^-16.
-        seed, step, module: numbers of the run, of the optimiser's step and of the module.
-        samples: i64[B].
-        positions: elements a sample.
+    The share that is dropped has steps of 2^-16; `seed` is the run's, `step` the optimiser's.
     """
     with torch.no_grad():
         run = _scalar_bits(seed, step, module)

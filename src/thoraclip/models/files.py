@@ -142,12 +142,8 @@ def read_table(path: Path, shape: Check, remedy: str) -> dict[str, Any]:
 
 
 def require_on_hub(name: str, files: str) -> None:
-    """Raise ModelError where the Hub, asked once, does not have a model of which no such files are on this machine.
-
-    Args:
-        name: the Hub id.
-        files: pattern of the names, of any revision, such as `*.safetensors`.
-    """
+    """Raise ModelError where the Hub, asked once, does not have a model of which no such files (a pattern such as
+    `*.safetensors`, of any revision) are on this machine."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     for file in ("config.json", OPEN_CLIP):

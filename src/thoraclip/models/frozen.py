@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from thoraclip.dtypes import Greys, Singles
-from thoraclip.imaging import check_pixels
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
 from thoraclip.models.grey import fold_grey
@@ -63,7 +62,7 @@ class FrozenEncoder(VisionEncoder):
         if self.compute is None:
             return super().encode_greys(greys, check=check)
         if check:
-            check_pixels(self.expand(greys).numpy(), self.preprocess)
+            self.expand(greys, check=True)
         pooled, *projected = self.compute(greys)
         return pooled, projected[0] if projected else pooled[:, :0]
 

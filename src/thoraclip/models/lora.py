@@ -151,7 +151,6 @@ def add_lora(
 
     Args:
         encoder: in fp32; autocast is its own affair.
-        settings: which modules, which rank.
         seed: of the initial values and of the dropout masks.
         train_scale, train_bias: whether the loss's own two numbers are trained.
         checkpointing: recompute each layer in the backward pass: less memory, more time.

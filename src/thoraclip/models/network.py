@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
-from thoraclip.imaging import Preprocess
+from thoraclip.imaging import Preprocess, check_pixels
 from thoraclip.models.files import Checkpoint
 from thoraclip.models.image_processor import read_preprocess
 from thoraclip.ranges import Precision, conform
@@ -30,9 +30,12 @@ class Network:
     device: torch.device  # where the weights are
     precision: str  # `fp32` or `bf16` (autocast)
 
-    def expand(self, greys: Greys | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
-        return expand_greys(greys, self.preprocess, self.device)
+    def expand(self, greys: Greys | Tensor, *, check: bool = False) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`. `check`: also by `imaging.check_pixels`."""
+        pixels = expand_greys(greys, self.preprocess, self.device)
+        if check:
+            check_pixels(pixels.cpu().numpy(), self.preprocess)
+        return pixels
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision as a context for the forward pass."""

@@ -38,12 +38,8 @@ def describe_open_clip(location: str, own: Mapping[str, Any]) -> dict[str, Any] 
     the BERT of its text tower, or one of timm. CLIP's own two towers become `CLIPConfig`, all else
     `open_clip_format.OpenClipConfig`.
 
-    Args:
-        location: a folder, or a Hub id.
-        own: the content of `config.json`; empty where there is none.
-
-    Raises:
-        ModelError: a file is not readable, a part is not supported, or there are no safetensors.
+    `location` is a folder, or a Hub id; `own` the content of `config.json`, empty where there is none. Raises
+    ModelError where a file is not readable, a part is not supported, or there are no safetensors.
     """
     if own.get("model_type") not in (None, "bert"):
         return None

@@ -183,12 +183,9 @@ def _noise_pixels(classifier: Classifier) -> Tensor:
 
 
 def write_plain(folder: Path, plain: PlainModel, **facts: Any) -> None:
-    """Write everything but the card into a folder; equal weights give equal bytes.
+    """Write everything but the card into an empty folder; equal weights give equal bytes.
 
-    Args:
-        folder: there, and empty.
-        plain: what is written.
-        facts: what `thoraclip.json` says beside classes and preprocessing; JSON-able.
+    `facts` (JSON-able) are what `thoraclip.json` says beside classes and preprocessing.
     """
     with quiet():
         plain.network.save_pretrained(folder)
@@ -217,14 +214,9 @@ def is_plain_folder(folder: Path) -> bool:
 
 
 class OpenedPlain:
-    """What a reader gets from a folder, by Transformers alone.
+    """What a reader gets from a folder of `write_plain`, by Transformers alone; ModelError where that does not load it.
 
-    Args:
-        folder: that `write_plain` wrote.
-        plain: what was written, for its class, its prompts and its device.
-
-    Raises:
-        ModelError: Transformers does not load what was written.
+    `plain` is what was written, for its class, its prompts and its device.
     """
 
     def __init__(self, folder: Path, plain: PlainModel) -> None:

@@ -195,10 +195,8 @@ def choose(
         write: exports the network.
         sample: size -> a batch of so many images for each thread; read only where there is a measurement.
         images: of the whole work.
-        threads: that will compute.
-        over: computes batches by these threads.
+        over: computes batches by the threads.
         announce: told what was measured, and which runtime is left out and why.
-        clock: seconds.
     """
     names = [name for name in RUNTIMES if is_installed(name)]
     if images < MANY or not names:

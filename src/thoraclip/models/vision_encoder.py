@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from thoraclip.dtypes import Greys, Singles
-from thoraclip.imaging import check_pixels
 from thoraclip.models.architectures import Architecture
 from thoraclip.models.network import Network
 
@@ -58,12 +57,10 @@ class VisionEncoder(Network):
     def encode_greys(self, greys: Greys, *, check: bool = False) -> tuple[Singles, Singles]:
         """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors).
 
-        Args:
-            greys: made by `imaging.fit` with this encoder's spec.
-            check: look at what enters the model with `imaging.check_pixels`; for the first batch.
+        `greys` are made by `imaging.fit` with this encoder's spec; `check` them in the first batch, see `expand`.
         """
         if check:
-            check_pixels(self.expand(greys).cpu().numpy(), self.preprocess)
+            self.expand(greys, check=True)
         return self.fetch(self.start(torch.from_numpy(greys)))
 
     @torch.inference_mode()
