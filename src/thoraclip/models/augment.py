@@ -54,15 +54,11 @@ AUGMENTATIONS: Mapping[str, Augmentation | None] = {
 
 
 def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, samples: Sequence[int]) -> Tensor:
-    """Turn, move and zoom in one bilinear resampling (black comes in), then change the grey.
+    """Turn, move and zoom u8[B, H, W] in one bilinear resampling (black comes in), then change the grey; the same shape
+    on the same device.
 
-    Args:
-        greys: u8[B, H, W] on any device.
-        step: number of the optimiser's step (or epoch): other numbers are drawn at another one.
-        samples: B numbers that name the images, such as their rows of the manifest.
-
-    Returns:
-        u8[B, H, W] on the same device.
+    At another `step` (of the optimiser, or an epoch) other numbers are drawn. `samples` are B numbers that name the
+    images, such as their rows of the manifest.
     """
     if len(samples) != len(greys):
         raise ConfigError(f"{len(samples)} samples for {len(greys)} images; one each is needed")

@@ -48,11 +48,8 @@ __all__ = [
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """Find a model by Hub id, local folder or shipped name, and read its configuration.
-
-    Raises:
-        ModelError: no such model, with what was tried and the remedy.
-    """
+    """Find a model by Hub id, local folder or shipped name, and read its configuration; raises ModelError, with what
+    was tried and the remedy, where there is none."""
     from transformers import AutoConfig
 
     location, is_local = locate(name)

@@ -42,12 +42,8 @@ class MaskKey:
 class KeyedDropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) of f[B, ...] with the mask of `key`'s samples; identity without them.
 
-    It does not look at `training`, so that a frozen base can stay in eval mode around it.
-
-    Args:
-        probability: share of elements that is dropped, 0 <= p < 1.
-        module: number of this module within its model.
-        key: shared by the modules of a tower.
+    It does not look at `training`, so that a frozen base can stay in eval mode around it. A share 0 <= p < 1 of the
+    elements is dropped; `module` is this module's number within its model, `key` shared by the modules of a tower.
     """
 
     def __init__(self, probability: float, module: int, key: MaskKey) -> None:

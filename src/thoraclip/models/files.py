@@ -282,11 +282,8 @@ def require_adapter(name: str) -> dict[int | None, Path]:
 
 
 def adapter_folders(path: Path) -> dict[int | None, Path]:
-    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run; fold `None` stands for all images.
-
-    Args:
-        path: a PEFT adapter folder, or a run folder with `adapter/` or `fold-<k>/adapter/` in it; nothing there: `{}`.
-    """
+    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run, which has `adapter/` or
+    `fold-<k>/adapter/` in it; fold `None` stands for all images. `{}` where nothing is there."""
     for single in (path, path / "adapter"):
         if (single / "adapter_config.json").is_file():
             return {None: single}

@@ -8,7 +8,7 @@ is tried on the weights themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from thoraclip.runs import write_json
 __all__ = [
     "OpenedPlain",
     "PlainModel",
-    "Texts",
     "image_classifier",
     "is_plain_folder",
     "plain_dual_encoder",
@@ -47,23 +46,14 @@ _UNSTEADY = ("is_local", "local_files_only", "name_or_path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
-    """How a dual encoder reads the classes."""
-
-    tokenizer: Any
-    prompts: Mapping[str, tuple[str, ...]]  # by class, in the order of the scores
-    padding: str  # of short texts, as the text tower was trained
-    length: int  # tokens, at which a text is cut
-
-
-@dataclass(frozen=True, kw_only=True)
 class PlainModel:
     """What is written."""
 
     network: Any  # a Transformers model in fp32
     preprocess: Preprocess
     labels: LabelSet
-    texts: Texts | None = None  # of a dual encoder
+    encoder: DualEncoder | None = None  # around `network`, where that is one
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # its classes', in the order of the scores
 
     @property
     def architecture(self) -> str:
@@ -97,12 +87,8 @@ def plain_dual_encoder(classifier: EncoderClassifier, prompts: Mapping[str, tupl
         network=encoder.model,
         preprocess=classifier.preprocess,
         labels=classifier.labels,
-        texts=Texts(
-            tokenizer=encoder.tokenizer,
-            prompts=prompts,
-            padding=encoder.architecture.padding,
-            length=encoder.text_length,
-        ),
+        encoder=encoder,
+        prompts=prompts,
     )
 
 
@@ -189,8 +175,8 @@ def write_plain(folder: Path, plain: PlainModel, **facts: Any) -> None:
     """
     with quiet():
         plain.network.save_pretrained(folder)
-        if plain.texts:
-            plain.texts.tokenizer.save_pretrained(folder)
+        if plain.encoder:
+            plain.encoder.tokenizer.save_pretrained(folder)
             path = folder / "tokenizer_config.json"
             content = read_json(path)
             write_json(path, {name: value for name, value in content.items() if name not in _UNSTEADY})
@@ -222,15 +208,14 @@ class OpenedPlain:
     def __init__(self, folder: Path, plain: PlainModel) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
-        network: Any = load_model(
-            find_checkpoint(str(folder)), AutoModel if plain.texts else AutoModelForImageClassification
-        )
+        kind = AutoModel if plain.encoder else AutoModelForImageClassification
+        network: Any = load_model(find_checkpoint(str(folder)), kind)
         if type(network) is not type(plain.network):
             raise ModelError(f"{folder}: opens as {type(network).__name__}, and {plain.architecture} was written")
-        self._network, self._texts = network.eval().to(plain.network.device), plain.texts
+        self._network, self._plain = network.eval().to(plain.network.device), plain
         with quiet():
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            if plain.texts:
+            if plain.encoder:
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def pixels(self, grey: Greys) -> Singles:
@@ -241,14 +226,13 @@ class OpenedPlain:
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, S, S] -> f32[B, C]; of a dual encoder by the mean vector of each class's prompts."""
-        if not (texts := self._texts):
+        if not (encoder := self._plain.encoder):
             return torch.as_tensor(self._network(pixel_values=pixels).logits)
-        every = [text for group in texts.prompts.values() for text in group]
-        tokens = self._tokenizer(
-            every, padding=texts.padding, truncation=True, max_length=texts.length, return_tensors="pt"
-        )
+        prompts = self._plain.prompts.values()
+        settings = {"padding": encoder.architecture.padding, "truncation": True, "max_length": encoder.text_length}
+        tokens = self._tokenizer([text for group in prompts for text in group], **settings, return_tensors="pt")
         output = self._network(**tokens.to(pixels.device), pixel_values=pixels)
-        groups = output.text_embeds.split([len(group) for group in texts.prompts.values()])
+        groups = output.text_embeds.split([len(group) for group in prompts])
         vectors = nn.functional.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
         logits: Tensor = self._network.logit_scale.exp() * output.image_embeds @ vectors.T
         return logits

@@ -42,11 +42,8 @@ class Segmenter(Network):
 
 
 def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> Segmenter:
-    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole; its classes whose name contains `lung` are lung.
-
-    Args:
-        model: Hub id, or a local folder in Transformers format.
-        precision, device: as in `load_vision_encoder`.
+    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole, by Hub id or from a local folder in Transformers
+    format; its classes whose name contains `lung` are lung. `precision` and `device` as in `load_vision_encoder`.
 
     Raises:
         ModelError: not found, no semantic segmentation model, weights missing or unexpected, no class that is lung, or
