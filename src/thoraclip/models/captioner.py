@@ -35,9 +35,11 @@ class Captioner(Network):
         The likeliest token is taken at every step, without sampling or beams. Each text depends on its own image; in
         bf16 rounding, and so a near tie, can depend on the batch.
 
-        `greys` are made by `imaging.fit` with this captioner's spec; `check` them in the first batch, see `expand`.
+        `greys` are made by `imaging.fit` with this captioner's spec; `check` those of the first batch.
         """
-        pixels = self.expand(greys, check=check)
+        if check:
+            self.check(greys)
+        pixels = self.expand(greys)
         prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
         with self.autocast():
             tokens = self.model.generate(

@@ -62,7 +62,7 @@ class FrozenEncoder(VisionEncoder):
         if self.compute is None:
             return super().encode_greys(greys, check=check)
         if check:
-            self.expand(greys, check=True)
+            self.check(greys)
         pooled, *projected = self.compute(greys)
         return pooled, projected[0] if projected else pooled[:, :0]
 

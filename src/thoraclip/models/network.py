@@ -30,12 +30,13 @@ class Network:
     device: torch.device  # where the weights are
     precision: str  # `fp32` or `bf16` (autocast)
 
-    def expand(self, greys: Greys | Tensor, *, check: bool = False) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`. `check`: also by `imaging.check_pixels`."""
-        pixels = expand_greys(greys, self.preprocess, self.device)
-        if check:
-            check_pixels(pixels.cpu().numpy(), self.preprocess)
-        return pixels
+    def expand(self, greys: Greys | Tensor) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
+        return expand_greys(greys, self.preprocess, self.device)
+
+    def check(self, greys: Greys) -> None:
+        """Look at what enters the network with `imaging.check_pixels`; for the first batch."""
+        check_pixels(self.expand(greys).cpu().numpy(), self.preprocess)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision as a context for the forward pass."""

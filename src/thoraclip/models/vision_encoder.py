@@ -57,10 +57,10 @@ class VisionEncoder(Network):
     def encode_greys(self, greys: Greys, *, check: bool = False) -> tuple[Singles, Singles]:
         """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors).
 
-        `greys` are made by `imaging.fit` with this encoder's spec; `check` them in the first batch, see `expand`.
+        `greys` are made by `imaging.fit` with this encoder's spec; `check` those of the first batch.
         """
         if check:
-            self.expand(greys, check=True)
+            self.check(greys)
         return self.fetch(self.start(torch.from_numpy(greys)))
 
     @torch.inference_mode()
