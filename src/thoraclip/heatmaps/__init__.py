@@ -1,7 +1,7 @@
-"""The one list of heat maps, and the one way to ask for one.
+"""The heat maps by name, and the function that computes one.
 
-A small install is enough for this room: NumPy, Pillow and pydicom, with `predict` by whatever runtime. Only `gradients`
-looks inside a network and needs torch; it is loaded when one of its maps is asked for.
+NumPy, Pillow and pydicom are enough, with `predict` by any runtime. Only `gradients` needs torch, and is loaded when
+one of its maps is asked for.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ def heat_map(classifier: Predictor, grey: Greys, class_index: int, *, method: st
     """Where a picture holds evidence for a class, as one method sees it.
 
     Args:
-        classifier: a `Classifier` of `models.classifiers`; methods that do not look inside take any `Predictor`.
+        classifier: a `Classifier` of `models.classifiers`; methods that need no network take any `Predictor`.
         grey: u8[S, S], made by `imaging.fit` with its `preprocess`.
-        class_index: of the class in its `labels`.
         method: a name in `MAPS`; empty for `default_map`.
-        seed: of the methods that draw something.
+        seed: of the methods that draw noise.
 
     Returns:
         f32[S, S], 0 or larger; larger is more evidence, 0 is none or evidence against. Units differ between methods.

@@ -62,9 +62,7 @@ class Explanation:
     def evidence_in_lungs(self) -> float | None:
         """Share of the map's mass inside the lungs; `None` without lungs or mass."""
         total = float(self.heat.sum(dtype=np.float64))
-        if not self.lungs.any() or total == 0:
-            return None
-        return float(self.heat[self.lungs].sum(dtype=np.float64)) / total
+        return float(self.heat[self.lungs].sum(dtype=np.float64)) / total if self.lungs.any() and total else None
 
     @property
     def lung_area(self) -> float | None:
@@ -113,8 +111,7 @@ def explain_picture(
     """
     pixels = decode(image, bits=bits, of_set=of_set).pixels
     lungs = None if mask is None else read_mask(mask, pixels.shape)
-    problem = None if lungs is None else mask_problem(lungs)
-    if problem:
+    if lungs is not None and (problem := mask_problem(lungs)):
         raise ImageError(f"{mask}: {problem}; give another mask, or none")
     return explain_pixels(classifier, pixels, lungs=lungs, **options)
 

@@ -113,8 +113,8 @@ def has_text(name: str) -> bool:
 
 def _model_type(folder: Path) -> str:
     """Of the model in a folder, in Transformers' or open_clip's format; raises ModelError where it does not say."""
-    content = read_config(str(folder), is_local=True)
-    described = describe_open_clip(str(folder), content, is_local=True)
+    content = read_config(str(folder))
+    described = describe_open_clip(str(folder), content)
     if described is None:
         check(content, table(model_type=text), folder / "config.json", error=ModelError, remedy="get the model again")
     return str((described or content)["model_type"])

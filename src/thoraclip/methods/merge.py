@@ -91,7 +91,7 @@ def merge_run(
         count=len(manifest),
         fingerprint=manifest.fingerprint,
     )
-    prompts = plain.texts and {name: list(texts) for name, texts in plain.texts.prompts.items()}
+    prompts = plain.encoder and {name: list(texts) for name, texts in plain.prompts.items()}
     source = {"run": judged.name, "kind": run.kind, "fold": chosen, "inputs": {"run": run.fingerprint}}
     with whole_folder(out, is_plain_folder) as part:
         announce(f"writing the model{'' if chosen is None else f' of fold {chosen}'}")

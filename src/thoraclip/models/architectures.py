@@ -30,7 +30,6 @@ class Architecture:
         return bool(self.padding)
 
 
-_CLS = Architecture(reads_cls=True)
 _CLS_ALONE = Architecture(reads_cls=True, options={"add_pooling_layer": False})
 """Of checkpoints in which the pooler is often missing, or was trained for something else."""
 _POOLED = (
@@ -49,21 +48,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deit": _CLS_ALONE,
     "vit": _CLS_ALONE,
     "vit_mae": Architecture(reads_cls=True, masks_patches=True),
-    "vit_msn": _CLS,
+    "vit_msn": Architecture(reads_cls=True),
 }
 """`model_type` of a config.json -> traits."""
 
 
 def find_architecture(model_type: str, model: str, *, needs_text: str = "") -> Architecture:
-    """The traits of a model type.
+    """The traits of the model type in a configuration.
 
-    Args:
-        model_type: of the model's configuration.
-        model: its name, for the message.
-        needs_text: what compares images with texts, for the message; empty where nothing does.
-
-    Raises:
-        ModelError: an unknown type, or one without a text tower where texts are needed.
+    `needs_text` says what compares images with texts, for the message; empty where nothing does. Raises ModelError for
+    an unknown type, or one without a text tower where texts are needed.
     """
     known = {name: one for name, one in ARCHITECTURES.items() if one.has_text or not needs_text}
     if model_type in known:

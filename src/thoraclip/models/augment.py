@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from thoraclip.config import Settings
+from thoraclip.dtypes import Ints, Singles
 from thoraclip.errors import ConfigError
 from thoraclip.ranges import Range, Share, Weight
 
@@ -54,17 +54,11 @@ AUGMENTATIONS: Mapping[str, Augmentation | None] = {
 
 
 def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, samples: Sequence[int]) -> Tensor:
-    """Turn, move and zoom in one bilinear resampling (black comes in), then change the grey.
+    """Turn, move and zoom u8[B, H, W] in one bilinear resampling (black comes in), then change the grey; the same shape
+    on the same device.
 
-    Args:
-        greys: u8[B, H, W] on any device.
-        config: how far.
-        seed: of the run.
-        step: number of the optimiser's step (or epoch): other numbers are drawn at another one.
-        samples: B numbers that name the images, such as their rows of the manifest.
-
-    Returns:
-        u8[B, H, W] on the same device.
+    At another `step` (of the optimiser, or an epoch) other numbers are drawn. `samples` are B numbers that name the
+    images, such as their rows of the manifest.
     """
     if len(samples) != len(greys):
         raise ConfigError(f"{len(samples)} samples for {len(greys)} images; one each is needed")
@@ -74,7 +68,7 @@ def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, sample
     return torch.cat(done) if done else greys
 
 
-def drawn_views(views: int, *, seed: int, step: int, samples: Sequence[int]) -> npt.NDArray[np.int64]:
+def drawn_views(views: int, *, seed: int, step: int, samples: Sequence[int]) -> Ints:
     """i64[B]: for each sample one of the numbers 1 to `views`, drawn as `augment` draws."""
     return np.array([_generator((seed, step), 2, n).integers(1, views, endpoint=True) for n in samples], dtype=np.int64)
 
@@ -97,7 +91,7 @@ def _augment(greys: Tensor, config: Augmentation, key: tuple[int, int], samples:
     return (unit[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _draw(key: tuple[int, int], samples: Sequence[int]) -> npt.NDArray[np.float32]:
+def _draw(key: tuple[int, int], samples: Sequence[int]) -> Singles:
     """f32[B, 9] in -1..1."""
     return np.array([_generator(key, 0, n).uniform(-1, 1, _NUMBERS) for n in samples], dtype=np.float32)
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from thoraclip.documents import regular
+from thoraclip.dtypes import Floats, Greys, Singles
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
@@ -30,7 +30,7 @@ from thoraclip.models.architectures import ARCHITECTURES
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import load_vision_encoder, untrained_encoder
 from thoraclip.models.files import Checkpoint, holds_weights, read_about, require_float_weights, write_about
-from thoraclip.models.image_processor import preprocessor_json, read_preprocess
+from thoraclip.models.image_processor import preprocessor_json
 from thoraclip.models.network import Network, network_settings
 from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.runs import atomic_open, whole_folder, write_json
@@ -45,12 +45,7 @@ _HEAD_STD = 0.02
 
 
 class TowerClassifier(nn.Module):
-    """A vision tower, its pooled output, and a linear layer on it.
-
-    Args:
-        encoder: whose tower is taken, and which knows how the tower wants its pixels.
-        classes: C.
-    """
+    """The vision tower of an encoder, its pooled output, and a linear layer on it, for C classes."""
 
     base_model_prefix = "vision_model"  # as Transformers' classifiers have
 
@@ -58,22 +53,17 @@ class TowerClassifier(nn.Module):
         super().__init__()
         if "text" in encoder.towers:
             del encoder.model.text_model  # it would only take memory
-        self._features = encoder.pooled
+        self.pooled: Callable[[Tensor], Tensor] = encoder.pooled  # f32[B, 3, S, S] -> f32[B, D], for the linear layer
         self.vision_model = encoder.tower
         side = encoder.preprocess.size
         with torch.inference_mode():
-            pooled = encoder.pooled(torch.zeros(1, 3, side, side, device=encoder.device))
-        self.classifier = nn.Linear(pooled.shape[-1], classes)
+            width = self.pooled(torch.zeros(1, 3, side, side, device=encoder.device)).shape[-1]
+        self.classifier = nn.Linear(width, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, S, S] -> logits [B, C]."""
         logits: Tensor = self.classifier(self.pooled(pixels))
         return logits
-
-    def pooled(self, pixels: Tensor) -> Tensor:
-        """f32[B, 3, S, S] -> what the linear layer reads, f32[B, D]."""
-        features: Tensor = self._features(pixels)
-        return features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +86,7 @@ class Backbone(Network):
         return (output if isinstance(output, Tensor) else output.logits).float()
 
     @torch.inference_mode()
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, pixels: Singles) -> Singles:
         """f32[B, 3, H, W] -> f32[B, C], each row sums to 1; the network must be in eval mode."""
         scores = self.logits(torch.from_numpy(pixels).to(self.device)).softmax(dim=-1)
         return np.asarray(scores.cpu().numpy())
@@ -107,15 +97,12 @@ class Backbone(Network):
         return (self.name, self.precision)
 
     @torch.inference_mode()
-    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    def look(self, greys: Greys) -> tuple[Singles, Floats]:
         """u8[B, H, W] -> (inputs of the head f32[B, D], scores f64[B, C], rows sum to 1)."""
         head = self.network.get_submodule(next(iter(self.head_parameters)).split(".")[0])
         inputs: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        try:
+        with head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
             scores = self.logits(self.expand(greys)).double().softmax(dim=-1)
-        finally:
-            hook.remove()
         return inputs[0].float().flatten(1).cpu().numpy(), scores.cpu().numpy()
 
     @property
@@ -143,13 +130,10 @@ class Backbone(Network):
         ]
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write the folder; it appears whole, and equal weights give equal bytes.
+        """Write the folder, or replace it; it appears whole, and equal weights give equal bytes.
 
-        Args:
-            folder: replaced if it is there.
-            facts: what it was trained on, and how; JSON-able.
+        `facts` say what it was trained on, and how; JSON-able.
         """
-        names = self.labels.names
         config = json.loads(set_labels(self.config, self.labels).to_json_string(use_diff=False))
         for unsteady in ("_name_or_path", "transformers_version"):
             config.pop(unsteady, None)
@@ -159,7 +143,7 @@ class Backbone(Network):
             write_json(part / "preprocessor_config.json", preprocessor_json(self.preprocess))
             with atomic_open(part / "model.safetensors") as stream:
                 stream.write(save(tensors, {"format": "pt"}))
-            write_about(part, labels=list(names), preprocess=self.preprocess.as_dict(), facts=dict(facts))
+            write_about(part, labels=list(self.labels.names), preprocess=self.preprocess.as_dict(), facts=dict(facts))
 
 
 def set_labels(config: Any, labels: LabelSet) -> Any:
@@ -195,8 +179,7 @@ def load_backbone(
     from transformers import AutoModelForImageClassification
 
     checkpoint = find_checkpoint(model)
-    spec = read_preprocess(checkpoint, geometry=geometry)
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module
@@ -267,11 +250,12 @@ def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, 
         InputError: no trained network there.
         ModelError: the note is not readable, or from a newer version.
     """
-
-    def make(labels: list[str], preprocess: dict[str, Any], facts: dict[str, Any]) -> Any:
-        return LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts
-
-    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), _NOTE, make)
+    note = read_about(
+        folder,
+        str(folder),
+        _NOTE,
+        lambda labels, preprocess, facts: (LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts),
+    )
     if note is None:
         raise InputError(f"{folder}: no thoraclip.json there; name a folder that thoraclip baseline wrote")
     return note

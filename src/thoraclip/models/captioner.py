@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
-from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Captioner", "load_captioner"]
@@ -32,19 +29,17 @@ class Captioner(Network):
     origin: Mapping[str, Any]  # what identifies the texts that it writes (JSON-able)
 
     @torch.inference_mode()
-    def caption(self, greys: npt.NDArray[np.uint8], *, check: bool = False) -> list[str]:
+    def caption(self, greys: Greys, *, check: bool = False) -> list[str]:
         """u8[B, H, W] -> B texts, the prompt included; a text is empty where the model has nothing to say.
 
         The likeliest token is taken at every step, without sampling or beams. Each text depends on its own image; in
         bf16 rounding, and so a near tie, can depend on the batch.
 
-        Args:
-            greys: made by `imaging.fit` with this captioner's spec.
-            check: test the model's input with `imaging.check_pixels`; for the first batch.
+        `greys` are made by `imaging.fit` with this captioner's spec; `check` those of the first batch.
         """
-        pixels = self.expand(greys)
         if check:
-            check_pixels(pixels.cpu().numpy(), self.preprocess)
+            self.check(greys)
+        pixels = self.expand(greys)
         prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
         with self.autocast():
             tokens = self.model.generate(
@@ -87,8 +82,7 @@ def load_captioner(
         raise checkpoint.error(
             f"type '{model_type}' is no captioner; name a BLIP model, such as Salesforce/blip-image-captioning-base"
         )
-    spec = read_preprocess(checkpoint, geometry=geometry)
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
     tokenizer = load_tokenizer(checkpoint)
     begun = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
     used = 1 if begun is None else begun.shape[1] - 1
@@ -104,7 +98,7 @@ def load_captioner(
         "model": Path(model).resolve().name if checkpoint.is_local else model,
         "revision": getattr(checkpoint.config, "_commit_hash", None),
         "weights": weights_fingerprint(network),
-        "preprocess": spec.as_dict(),
+        "preprocess": settings["preprocess"].as_dict(),
         "precision": settings["precision"],
         "prompt": prompt,
         "max_new_tokens": max_new_tokens,

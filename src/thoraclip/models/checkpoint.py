@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from thoraclip.documents import read_json, regular
+from thoraclip.documents import regular
 from thoraclip.errors import MismatchError, ModelError, first_line
 from thoraclip.models.files import (
     OPEN_CLIP_TYPE,
@@ -27,13 +27,14 @@ from thoraclip.models.files import (
     not_found,
     read_config,
     read_note,
+    read_table,
     require_float_weights,
     require_on_hub,
     stored_folder,
 )
 from thoraclip.models.open_clip_config import open_clip_file, tokenizer_remedy
 from thoraclip.models.open_clip_towers import describe_open_clip
-from thoraclip.shapes import check, table
+from thoraclip.shapes import table
 
 __all__ = [
     "find_checkpoint",
@@ -47,18 +48,15 @@ __all__ = [
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """Find a model by Hub id, local folder or shipped name, and read its configuration.
-
-    Raises:
-        ModelError: no such model, with what was tried and the remedy.
-    """
+    """Find a model by Hub id, local folder or shipped name, and read its configuration; raises ModelError, with what
+    was tried and the remedy, where there is none."""
     from transformers import AutoConfig
 
     location, is_local = locate(name)
     if not is_local:
         require_on_hub(location, "*config.json")  # Transformers would ask many times
-    own = read_config(location, is_local=is_local)
-    described = describe_open_clip(location, own, is_local=is_local)
+    own = read_config(location)
+    described = describe_open_clip(location, own)
     if OPEN_CLIP_TYPE in (own.get("model_type"), (described or {}).get("model_type")):
         from thoraclip.models.open_clip_format import register  # takes a while to load
 
@@ -84,26 +82,23 @@ def load_model(
     """Load all weights in fp32; a missing, unexpected or misshapen one is an error (Transformers only prints it).
 
     Args:
-        checkpoint: as found.
         architecture: Transformers class that the weights must fill; `None` for the one that the configuration names.
         is_replaced: by name, weights that are made anew afterwards, or not needed, and not checked.
-        options: of that class.
 
     Raises:
         ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite or of whole
             numbers.
     """
-    from transformers import AutoModel
+    from transformers import MODEL_MAPPING, AutoModel
 
     location: str | None = checkpoint.location
     weights: dict[str, Any] = {"use_safetensors": True}
     try:
         if checkpoint.is_open_clip:
-            from thoraclip.models.open_clip_format import class_of, converted_weights
+            from thoraclip.models.open_clip_format import converted_weights
 
-            architecture, location = class_of(checkpoint.config), None
-            stored = load_file(regular(open_clip_file(checkpoint)))
-            weights = {"state_dict": dict(converted_weights(stored))}
+            architecture, location = MODEL_MAPPING[type(checkpoint.config)], None
+            weights = {"state_dict": dict(converted_weights(load_file(regular(open_clip_file(checkpoint)))))}
         network, info = _read(
             architecture or AutoModel,
             location,
@@ -181,11 +176,8 @@ def weights_fingerprint(network: nn.Module) -> str:
 def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, scale: float) -> nn.Module:
     """Merge a PEFT adapter into the weights.
 
-    Args:
-        checkpoint, network: the base.
-        folder: the adapter.
-        scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman
-            et al. 2022, arXiv:2109.01903).
+    `scale` is 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman
+    et al. 2022, arXiv:2109.01903).
 
     Raises:
         InputError: no adapter there.
@@ -195,8 +187,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
     from peft import PeftModel, get_peft_model_state_dict
 
     note, path = read_note(folder), folder / "adapter_config.json"
-    config = read_json(path, error=ModelError, remedy="get the adapter again")
-    check(config, table(), path, error=ModelError, remedy="get the adapter again")
+    config = read_table(path, table(), "get the adapter again")
     if note is not None and note.base != weights_fingerprint(network):
         raise MismatchError(
             f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "

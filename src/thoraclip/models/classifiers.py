@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import Backbone
@@ -21,8 +21,6 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Classifier", "EncoderClassifier", "Original"]
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,16 @@ class EncoderClassifier:
         """Equal for classifiers whose features are the same numbers."""
         return (self.features, *self.encoder.description.values())
 
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def expand(self, greys: Greys | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
         return self.encoder.expand(greys)
 
-    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    def look(self, greys: Greys) -> tuple[Singles, Floats]:
         """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
         features = self.encoder.encode_greys(greys)[self.features == "projected"]
         return features, self.head.predict(features)
 
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, pixels: Singles) -> Singles:
         """f32[B, 3, H, W] -> f32[B, C], each row sums to 1."""
         features = self.encoder.encode_images(pixels)[self.features == "projected"]
         return self.head.predict(features).astype(np.float32)
@@ -96,14 +94,14 @@ class Original:
     classifier: Classifier  # in fp32
     manifest: Manifest  # the run's own
     fold: int | None  # the one that this classifier has not seen; `None` of a split
-    train: Rows  # what it learned from; the three are disjoint and labelled
-    val: Rows  # what was chosen by
-    test: Rows  # what it is judged on
+    train: Ints  # what it learned from; the three are disjoint and labelled
+    val: Ints  # what was chosen by
+    test: Ints  # what it is judged on
     has_learned: bool  # False where nothing was learned from any of these images (zero-shot)
     # scores of the validation images by a classifier that has not learned from them, where this one has (it was fitted
     # again on training and validation images); `None` where this one may be asked
     validation: Predictions | None
     # heads of the run's other folds on the very features of this classifier, and the rows that each held out
-    alike: Sequence[tuple[LinearHead, Rows]]
+    alike: Sequence[tuple[LinearHead, Ints]]
     predictions: Predictions  # of the run
     inputs: Mapping[str, str]  # fingerprints of what it was made from, by name

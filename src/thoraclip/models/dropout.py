@@ -42,12 +42,8 @@ class MaskKey:
 class KeyedDropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) of f[B, ...] with the mask of `key`'s samples; identity without them.
 
-    It does not look at `training`, so that a frozen base can stay in eval mode around it.
-
-    Args:
-        probability: share of elements that is dropped, 0 <= p < 1.
-        module: number of this module within its model.
-        key: shared by the modules of a tower.
+    It does not look at `training`, so that a frozen base can stay in eval mode around it. A share 0 <= p < 1 of the
+    elements is dropped; `module` is this module's number within its model, `key` shared by the modules of a tower.
     """
 
     def __init__(self, probability: float, module: int, key: MaskKey) -> None:
@@ -92,13 +88,9 @@ class _Drop(torch.autograd.Function):
 
 
 def keep_mask(probability: float, *, seed: int, step: int, module: int, samples: Tensor, positions: int) -> Tensor:
-    """bool[B, positions], True where an element is kept; each row depends on its own sample alone.
+    """bool[B, positions], True where an element is kept; each row depends on its own one of the samples i64[B] alone.
 
-    Args:
-        probability: share that is dropped, in steps of 2^-16.
-        seed, step, module: numbers of the run, of the optimiser's step and of the module.
-        samples: i64[B].
-        positions: elements a sample.
+    The share that is dropped has steps of 2^-16; `seed` is the run's, `step` the optimiser's.
     """
     with torch.no_grad():
         run = _scalar_bits(seed, step, module)

@@ -7,25 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Singles
 from thoraclip.models.architectures import Architecture, find_architecture
 from thoraclip.models.checkpoint import (
     find_checkpoint,
     load_adapter,
     load_model,
     load_tokenizer,
+    quiet,
     weights_fingerprint,
 )
 from thoraclip.models.files import Checkpoint
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import network_settings
-from thoraclip.models.vision_encoder import VisionEncoder, load_tower, unit, untrained_tower
+from thoraclip.models.vision_encoder import VisionEncoder, unit
 
 __all__ = ["DualEncoder", "load_dual_encoder", "load_vision_encoder", "untrained_encoder"]
+
+_HEADS = ("classifier", "cls_classifier", "decoder", "distillation_classifier", "fc", "head", "lm_head", "pooler")
+"""Parts of a checkpoint behind its vision tower, which features do not need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +74,9 @@ class DualEncoder(VisionEncoder):
         return {name: value.to(self.device) for name, value in tokens.items()}
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_texts(self, texts: Sequence[str]) -> Singles:
         """Texts -> f32[N, P], unit vectors; always fp32, since there are few."""
-        vectors: npt.NDArray[np.float32] = unit(self.text_features(self.tokenize(texts))).cpu().numpy()
+        vectors: Singles = unit(self.text_features(self.tokenize(texts))).cpu().numpy()
         return vectors
 
 
@@ -115,10 +117,10 @@ def load_vision_encoder(
         ConfigError: unknown geometry or precision.
     """
     checkpoint = find_checkpoint(str(model))
-    architecture = find_architecture(str(checkpoint.config.model_type), checkpoint.name, needs_text=needs_text)
-    spec = read_preprocess(checkpoint, geometry=geometry)
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
-    network = load_model(checkpoint) if architecture.has_text else load_tower(checkpoint, architecture)
+    architecture = _architecture(checkpoint, needs_text)
+    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
+    heads = () if architecture.has_text else _HEADS
+    network = load_model(checkpoint, is_replaced=lambda name: name.split(".")[0] in heads, **architecture.options)
     if adapter:
         network = load_adapter(checkpoint, network, Path(adapter), scale=adapter_scale)
         settings["name"] = f"{model} + adapter"
@@ -128,6 +130,13 @@ def load_vision_encoder(
     return _encoder(architecture, network, settings)
 
 
+def _architecture(checkpoint: Checkpoint, needs_text: str = "") -> Architecture:
+    architecture = find_architecture(str(checkpoint.config.model_type), checkpoint.name, needs_text=needs_text)
+    if architecture.masks_patches:
+        checkpoint.config.mask_ratio = 0.0
+    return architecture
+
+
 def _encoder(architecture: Architecture, network: nn.Module, settings: dict[str, Any]) -> VisionEncoder:
     kind = DualEncoder if architecture.has_text else VisionEncoder
     return kind(model=network.float().eval().to(settings["device"]), architecture=architecture, **settings)
@@ -135,5 +144,9 @@ def _encoder(architecture: Architecture, network: nn.Module, settings: dict[str,
 
 def untrained_encoder(checkpoint: Checkpoint, settings: dict[str, Any]) -> VisionEncoder:
     """The architecture without its tokenizer, weights drawn from PyTorch's global stream; see `network_settings`."""
-    architecture = find_architecture(str(checkpoint.config.model_type), checkpoint.name)
-    return _encoder(architecture, untrained_tower(checkpoint, architecture), settings)
+    from transformers import AutoModel
+
+    architecture = _architecture(checkpoint)
+    with quiet():
+        network = AutoModel.from_config(checkpoint.config, **architecture.options)
+    return _encoder(architecture, network, settings)

@@ -19,6 +19,7 @@ from thoraclip.runs import write_json
 from thoraclip.shapes import Check, check, number, table, text, whole
 
 __all__ = [
+    "ABOUT",
     "OPEN_CLIP",
     "OPEN_CLIP_TYPE",
     "OPEN_CLIP_WEIGHTS",
@@ -34,12 +35,13 @@ __all__ = [
     "read_about",
     "read_config",
     "read_note",
+    "read_table",
     "require_adapter",
     "require_float_weights",
     "require_on_hub",
     "stored_fingerprint",
     "stored_folder",
-    "weight_shapes",
+    "weight_slices",
     "write_about",
 ]
 
@@ -48,10 +50,10 @@ OPEN_CLIP = "open_clip_config.json"
 OPEN_CLIP_TYPE = "open-clip"  # model type of `open_clip_format.OpenClipConfig`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
-_ABOUT = "thoraclip.json"
+ABOUT = "thoraclip.json"
 _WRITTEN = {
     "adapter_config.json", "adapter_model.safetensors",
-    "config.json", "preprocessor_config.json", "model.safetensors", _ABOUT,
+    "config.json", "preprocessor_config.json", "model.safetensors", ABOUT,
 }  # fmt: skip
 """All that lies in a folder of weights."""
 _SCHEMA = 1
@@ -106,11 +108,10 @@ def stored_folder(model: str) -> Path | None:
     return next((Path(file).parent for file in files if isinstance(file, str)), None)
 
 
-def model_file(location: str, name: str, *, is_local: bool) -> Path | None:
+def model_file(location: str, name: str) -> Path | None:
     """A small file of a model, of a Hub model fetched where it is not on this machine; `None` where there is none."""
-    if is_local:
-        path = Path(location) / name
-        return path if path.is_file() else None
+    if Path(location).is_dir():
+        return path if (path := Path(location) / name).is_file() else None
     from transformers.utils import cached_file
 
     try:
@@ -119,29 +120,30 @@ def model_file(location: str, name: str, *, is_local: bool) -> Path | None:
         return None
 
 
-def read_config(location: str, *, is_local: bool) -> Mapping[str, Any]:
+def read_config(location: str) -> Mapping[str, Any]:
     """The content of `config.json`; empty where `open_clip_config.json` is alone.
 
     Raises:
         ModelError: not readable, or no model in the folder.
     """
-    path = model_file(location, "config.json", is_local=is_local)
+    path = model_file(location, "config.json")
     if path is None:
-        if not is_local or model_file(location, OPEN_CLIP, is_local=True):
+        if not Path(location).is_dir() or model_file(location, OPEN_CLIP):
             return {}
         path = Path(location) / "config.json"  # which is then said to be missing
-    content: Mapping[str, Any] = read_json(path, error=ModelError, remedy="get the model again")
-    check(content, table(), path, error=ModelError, remedy="get the model again")
+    return read_table(path, table(), "get the model again")
+
+
+def read_table(path: Path, shape: Check, remedy: str) -> dict[str, Any]:
+    """The table of a JSON file of a model; raises ModelError where it is not readable or of another shape."""
+    content: dict[str, Any] = read_json(path, error=ModelError, remedy=remedy)
+    check(content, shape, path, error=ModelError, remedy=remedy)
     return content
 
 
 def require_on_hub(name: str, files: str) -> None:
-    """Raise ModelError where the Hub, asked once, does not have a model of which no such files are on this machine.
-
-    Args:
-        name: the Hub id.
-        files: pattern of the names, of any revision, such as `*.safetensors`.
-    """
+    """Raise ModelError where the Hub, asked once, does not have a model of which no such files (a pattern such as
+    `*.safetensors`, of any revision) are on this machine."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     for file in ("config.json", OPEN_CLIP):
@@ -172,25 +174,21 @@ def not_found(name: str, reason: str) -> ModelError:
 def require_float_weights(file: Path, name: str) -> None:
     """Raise ModelError, which begins with `name`, where a safetensors file is not readable or a weight is of whole
     numbers; the header alone is read."""
-    try:
-        with safe_open(regular(file), framework="numpy") as weights:
-            names = [name for name in weights.keys() if name.endswith(_WEIGHTS)]  # noqa: SIM118  no mapping
-            whole = [name for name in names if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL"))]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{name}: {file.name} is not readable ({first_line(error)}); get it again") from error
-    if whole:
-        raise ModelError(
-            f"{name}: {file.name}: weight '{whole[0]}' holds whole numbers; take weights that are not quantised"
-        )
+    for weight, part in weight_slices(file, f"{name}: {file.name}").items():
+        if weight.endswith(_WEIGHTS) and part.get_dtype().startswith(("I", "U", "BOOL")):
+            raise ModelError(
+                f"{name}: {file.name}: weight '{weight}' holds whole numbers; take weights that are not quantised"
+            )
 
 
-def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight of a safetensors file, of which the header alone is read; raises ModelError."""
+def weight_slices(file: Path, where: str) -> dict[str, Any]:
+    """Name -> slice of every weight of a safetensors file, whose type and shape are in the header; raises ModelError,
+    which begins with `where`."""
     try:
         with safe_open(regular(file), framework="numpy") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            return {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  no mapping
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{file}: is not readable ({first_line(error)}); get it again") from error
+        raise ModelError(f"{where} is not readable ({first_line(error)}); get it again") from error
 
 
 def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
@@ -244,7 +242,7 @@ def read_note(folder: Path) -> AdapterNote | None:
 
 def write_about(folder: Path, **content: Any) -> None:
     """Write `thoraclip.json` into a folder of trained weights."""
-    write_json(folder / _ABOUT, {"schema": _SCHEMA, **content})
+    write_json(folder / ABOUT, {"schema": _SCHEMA, **content})
 
 
 def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) -> T | None:
@@ -253,23 +251,22 @@ def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) ->
     Raises:
         ModelError: the file is not readable, or from a newer version; it begins with `name`.
     """
-    if not (folder / _ABOUT).is_file():
+    path = folder / ABOUT
+    if not path.is_file():
         return None
-    content = read_json(folder / _ABOUT, error=ModelError, remedy="train it again")
-    path = folder / _ABOUT
-    check(content, table(schema=whole(1)), path, error=ModelError, remedy="train it again")
+    content = read_table(path, table(schema=whole(1)), "train it again")
     if (schema := content.pop("schema")) > _SCHEMA:  # before its fields are looked at: it may have others
         raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
     check(content, shape, path, error=ModelError, remedy="train it again")
     try:
         return make(**content)
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError, ManifestError) as error:
-        raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
+        raise ModelError(f"{name}: {ABOUT} is not readable ({error!r}); train it again") from error
 
 
 def holds_weights(folder: Path) -> bool:
     """True for a folder of trained weights, what `write_about` has marked or a PEFT adapter, and of nothing else."""
-    is_marked = (folder / _ABOUT).is_file() or (folder / "adapter_config.json").is_file()
+    is_marked = (folder / ABOUT).is_file() or (folder / "adapter_config.json").is_file()
     return is_marked and {place.name for place in folder.iterdir()} <= _WRITTEN
 
 
@@ -285,11 +282,8 @@ def require_adapter(name: str) -> dict[int | None, Path]:
 
 
 def adapter_folders(path: Path) -> dict[int | None, Path]:
-    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run; fold `None` stands for all images.
-
-    Args:
-        path: a PEFT adapter folder, or a run folder with `adapter/` or `fold-<k>/adapter/` in it; nothing there: `{}`.
-    """
+    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run, which has `adapter/` or
+    `fold-<k>/adapter/` in it; fold `None` stands for all images. `{}` where nothing is there."""
     for single in (path, path / "adapter"):
         if (single / "adapter_config.json").is_file():
             return {None: single}

@@ -17,12 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.imaging import check_pixels
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
 from thoraclip.models.grey import fold_grey
@@ -59,14 +57,12 @@ class FrozenEncoder(VisionEncoder):
 
         write_outputs(_Features(self._copy()), self.preprocess, path)
 
-    def encode_greys(
-        self, greys: npt.NDArray[np.uint8], *, check: bool = False
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode_greys(self, greys: Greys, *, check: bool = False) -> tuple[Singles, Singles]:
         """See `VisionEncoder`."""
         if self.compute is None:
             return super().encode_greys(greys, check=check)
         if check:
-            check_pixels(self.expand(greys).numpy(), self.preprocess)
+            self.check(greys)
         pooled, *projected = self.compute(greys)
         return pooled, projected[0] if projected else pooled[:, :0]
 

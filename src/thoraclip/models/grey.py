@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ def fold_grey(
     With the same grey g in all channels, sum_c W_c (g / 255 - mean_c) / std_c + b is linear in g: one channel of
     weights W = sum_c W_c / (255 std_c) and a bias b - sum_c sum W_c mean_c / std_c. Whether that is exact depends on
     what the network does with its pixels before and beside that layer: a padded zero, for one, is no grey level. So a
-    random image goes through the network before and after, see `_Exactness`.
+    random image goes through the network before and after: the layer's outputs must stay the same but for rounding, and
+    with the old ones in their place all that follows must stay the same to the last bit, so nothing else reads pixels.
 
     Args:
         network: changed in place. Its first convolution or linear layer is the candidate: a
@@ -42,82 +43,50 @@ def fold_grey(
     new = _folded(old, spec, zero) if name and old is not None else None
     if new is None or old is None:
         return False
+    features = features or network
     training = [module for module in network.modules() if module.training]
     network.eval()
+    shape, generator = (1, spec.size, spec.size), torch.Generator().manual_seed(0)
+    greys = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    outputs = list[Tensor]()  # of the old layer, in the order of its calls
     with torch.autocast(old.weight.device.type, enabled=False):
-        is_exact = _exchange(network, (name, old, new), spec, features or network, zero)
+        with old.register_forward_hook(lambda _, __, output: outputs.append(output)):
+            expected = tree_leaves(features(torch.from_numpy(normalise(greys.numpy(), spec)).to(old.weight)))
+        network.set_submodule(name, new)
+        counting = [module for module in network.modules() if getattr(module, "num_channels", None) == 3]
+        for module in counting:  # some check what they are given
+            module.num_channels = 1  # type: ignore[assignment]
+        found = _found(features, greys[:, None].to(old.weight) - zero, new, outputs)
+    is_exact = found is not None and len(found) == len(expected) and all(map(_equal, found, expected))
+    if not is_exact:
+        network.set_submodule(name, old)
+        for module in counting:
+            module.num_channels = 3  # type: ignore[assignment]
     for module in training:
         module.training = True
     return is_exact
 
 
-def _exchange(
-    network: nn.Module,
-    layer: tuple[str, nn.Module, nn.Module],
-    spec: Preprocess,
-    features: Callable[[Tensor], Any],
-    zero: int,
-) -> bool:
-    """Put the new layer (name, old, new) in the old one's place, and back where that is not exact."""
-    name, old, new = layer
-    weight = next(new.parameters())
-    generator = torch.Generator().manual_seed(0)
-    greys = torch.randint(0, 256, (1, spec.size, spec.size), dtype=torch.uint8, generator=generator)
-    exactness = _Exactness(features, old)
-    exactness.before(torch.from_numpy(normalise(greys.numpy(), spec)).to(weight))
-    network.set_submodule(name, new)
-    counting = [module for module in network.modules() if getattr(module, "num_channels", None) == 3]
-    for module in counting:  # some check what they are given
-        module.num_channels = 1  # type: ignore[assignment]
-    if exactness.holds(greys[:, None].to(weight) - zero, new):
-        return True
-    network.set_submodule(name, old)
-    for module in counting:
-        module.num_channels = 3  # type: ignore[assignment]
-    return False
+def _found(
+    features: Callable[[Tensor], Any], pixels: Tensor, new: nn.Module, outputs: Sequence[Tensor]
+) -> list[Any] | None:
+    """What a network computes after the new layer, whose outputs are exchanged for those of the old one; `None` where
+    they differ by more than rounding."""
+    left = list(outputs)
 
+    def exchange(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        own = left.pop(0)
+        largest = own.double().abs().max()
+        if output.shape != own.shape or not (output.double() - own.double()).abs().max() <= _ROUNDING * largest:
+            raise ValueError("other outputs, or not finite")
+        return own
 
-class _Exactness:
-    """Whether a layer can be replaced: its outputs stay the same but for rounding, and nothing else in the network
-    reads the pixels. For the second, the new layer's outputs are exchanged for the old one's: then all that follows
-    must be the same to the last bit."""
-
-    def __init__(self, features: Callable[[Tensor], Any], old: nn.Module) -> None:
-        self._features, self._old = features, old
-        self._outputs = list[Tensor]()  # of the old layer, in the order of its calls
-
-    def before(self, pixels: Tensor) -> None:
-        """Run the network with the old layer in it."""
-        hook = self._old.register_forward_hook(lambda _, __, output: self._outputs.append(output))
-        self._expected = self._run(pixels, hook)
-
-    def holds(self, pixels: Tensor, new: nn.Module) -> bool:
-        """True where the network with the new layer in it, which reads these pixels, says the same."""
-        left = list(self._outputs)
-        same = [bool(left)]
-
-        def exchange(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
-            if not left or left[0].shape != output.shape:
-                same.append(False)
-                return None
-            own = left.pop(0)
-            difference = (output.double() - own.double()).abs().max()
-            same.append(bool(difference <= _ROUNDING * own.double().abs().max()))
-            return own
-
-        hook = new.register_forward_hook(exchange)
-        try:
-            found = self._run(pixels, hook)
-        except Exception:  # whatever a network raises that cannot take one channel
-            return False
-        alike = len(found) == len(self._expected) and all(map(_equal, found, self._expected))
-        return alike and all(same) and not left
-
-    def _run(self, pixels: Tensor, hook: Any) -> list[Any]:
-        try:
-            return list(tree_leaves(self._features(pixels)))
-        finally:
-            hook.remove()
+    try:
+        with new.register_forward_hook(exchange):
+            found = tree_leaves(features(pixels))
+    except Exception:  # of `exchange`, and whatever a network raises that cannot take one channel
+        return None
+    return None if left or not outputs else found
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save
 
 from thoraclip.array_files import Expected, read_safetensors
+from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, canonical_json
@@ -37,9 +37,6 @@ _ARRAYS: Expected = {
     "bias": ("f4", ("C",)),
 }
 """Of a head, in its file."""
-Features = npt.NDArray[np.float32]
-Targets = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,13 @@ class LinearHead:
     """Softmax classifier on standardised features: softmax(W z + b), z = (x - mean) / scale."""
 
     labels: LabelSet  # C classes, in the order of the scores
-    mean: npt.NDArray[np.float32]  # [D]
-    scale: npt.NDArray[np.float32]  # [D]
-    weight: npt.NDArray[np.float32]  # [C, D]
-    bias: npt.NDArray[np.float32]  # [C]
+    mean: Singles  # [D]
+    scale: Singles  # [D]
+    weight: Singles  # [C, D]
+    bias: Singles  # [C]
 
     @classmethod
-    def unscaled(
-        cls, labels: LabelSet, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None = None
-    ) -> LinearHead:
+    def unscaled(cls, labels: LabelSet, weight: Singles, bias: Singles | None = None) -> LinearHead:
         """On features as they are; no bias is one of zeros."""
         zeros, ones = np.zeros(weight.shape[1], np.float32), np.ones(weight.shape[1], np.float32)
         return cls(labels, zeros, ones, weight, np.zeros(len(labels), np.float32) if bias is None else bias)
@@ -65,7 +60,7 @@ class LinearHead:
         weight = self.weight.astype(np.float64) / self.scale
         return weight, self.bias - weight @ self.mean.astype(np.float64)
 
-    def predict(self, features: Features) -> Floats:
+    def predict(self, features: Singles) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
         z = ((features - self.mean) / self.scale).astype(np.float64)
         return softmax(z @ self.weight.T.astype(np.float64) + self.bias)
@@ -77,12 +72,12 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
-def log_loss(scores: Floats, targets: Targets) -> float:
+def log_loss(scores: Floats, targets: Ints) -> float:
     """Mean negative log score of the true class, in nats; scores below 1e-15 count as 1e-15."""
     return float(-np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-15)).mean())
 
 
-def class_weights(targets: Targets, classes: int, kind: str) -> Floats:
+def class_weights(targets: Ints, classes: int, kind: str) -> Floats:
     """f64[C]: ones for `none`; N / (C n_c) for `balanced` (King & Zeng 2001, as in scikit-learn)."""
     if kind == "none":
         return np.ones(classes)
@@ -90,7 +85,7 @@ def class_weights(targets: Targets, classes: int, kind: str) -> Floats:
     return len(targets) / (classes * np.maximum(counts, 1))
 
 
-def _image_weights(targets: Targets, labels: LabelSet, weighting: str) -> Floats:
+def _image_weights(targets: Ints, labels: LabelSet, weighting: str) -> Floats:
     """f64[N], of mean 1: the weight of each image's class."""
     weights: Floats = class_weights(targets, len(labels), weighting)[targets]
     weights *= len(targets) / weights.sum()
@@ -98,7 +93,7 @@ def _image_weights(targets: Targets, labels: LabelSet, weighting: str) -> Floats
 
 
 def fit_lbfgs(
-    features: Features, targets: Targets, labels: LabelSet, *, l2: Sequence[float], weighting: str
+    features: Singles, targets: Ints, labels: LabelSet, *, l2: Sequence[float], weighting: str
 ) -> list[LinearHead]:
     """Multinomial logistic regression by L-BFGS, one head per penalty, all in one go.
 
@@ -156,7 +151,7 @@ def _minimum(loss: Callable[[Floats], tuple[float, Floats]], start: Floats, *, f
 
 
 def _log_loss(
-    z: Floats, targets: Targets, weights: Floats, weight: Floats, bias: Floats | float
+    z: Floats, targets: Ints, weights: Floats, weight: Floats, bias: Floats | float
 ) -> tuple[float, Floats, Floats]:
     """(weighted mean log-loss of softmax(W z + b), its gradient in W f64[C, D], in b f64[C])."""
     rows = np.arange(len(targets))
@@ -172,8 +167,8 @@ def _log_loss(
 
 
 def fit_adamw(
-    features: Features,
-    targets: Targets,
+    features: Singles,
+    targets: Ints,
     labels: LabelSet,
     *,
     epochs: int,
@@ -215,8 +210,8 @@ def fit_adamw(
 
 
 def fit_text_informed(
-    features: Features,
-    targets: Targets,
+    features: Singles,
+    targets: Ints,
     labels: LabelSet,
     *,
     texts: Floats,

@@ -92,10 +92,7 @@ def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
     side = {"height": spec.size, "width": spec.size}
     content: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor" if spec.geometry == "crop" else "ViTImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
         "resample": _PILLOW_RESAMPLE.index(spec.resample),
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
@@ -113,7 +110,7 @@ def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
 def _image_processor(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any]]:
     """(name of the file, what it says of the image processor), as Transformers finds it."""
     for name in (_PROCESSOR, _IMAGE_PROCESSOR):
-        path = model_file(checkpoint.location, name, is_local=checkpoint.is_local)
+        path = model_file(checkpoint.location, name)
         if path is None:
             continue
         content = read_json(path, error=ModelError, remedy="save the processor again")
@@ -124,7 +121,7 @@ def _image_processor(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any]]:
         if not isinstance(content, Mapping):
             raise checkpoint.error(f"its {name} describes no image processor; save the processor again")
         return name, content
-    if path := model_file(checkpoint.location, OPEN_CLIP, is_local=checkpoint.is_local):
+    if path := model_file(checkpoint.location, OPEN_CLIP):
         return OPEN_CLIP, open_clip_processor(path)
     where = "beside the weights" if checkpoint.is_local else "on the Hub, or connect to it"
     raise checkpoint.error(

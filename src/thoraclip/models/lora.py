@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +24,8 @@ from thoraclip.models.checkpoint import find_checkpoint, quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import untrained_encoder
 from thoraclip.models.files import holds_weights, write_about
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import network_settings, recompute_layers
-from thoraclip.models.prefix import block_names
+from thoraclip.models.prefix import tower_blocks
 from thoraclip.models.vision_encoder import VisionEncoder
 from thoraclip.ranges import Count, OneOf, Range
 from thoraclip.runs import needing_room, whole_folder
@@ -130,8 +129,8 @@ class TunableEncoder:
             (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
             file = part / "adapter_config.json"
             config = read_json(file)
-            for name in ("target_modules", "modules_to_save"):
-                config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
+            for name in ("target_modules", "modules_to_save"):  # sets, in any order
+                config[name] = config[name] and sorted(config[name])
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             log_scale, bias = float(self.log_scale.detach()), float(self.bias.detach())
             write_about(part, base=self.base, log_scale=log_scale, bias=bias, facts=dict(note))
@@ -152,7 +151,6 @@ def add_lora(
 
     Args:
         encoder: in fp32; autocast is its own affair.
-        settings: which modules, which rank.
         seed: of the initial values and of the dropout masks.
         train_scale, train_bias: whether the loss's own two numbers are trained.
         checkpointing: recompute each layer in the backward pass: less memory, more time.
@@ -164,16 +162,13 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
 
     network, device = encoder.model, encoder.device
-    targets = resolve_targets(encoder, settings)
-    _require_rank(encoder, settings, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         use_rslora=settings.rslora,
         lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        modules_to_save=_projections(encoder, settings.projections) or None,
         bias="none",
+        **_modules(encoder, settings),
     )
     log_scale, bias = (
         float(getattr(network, name).detach()) if hasattr(network, name) else 0.0
@@ -203,27 +198,25 @@ def add_lora(
 
 
 def check_lora(model: str, settings: LoraSettings) -> None:
-    """Refuse as `add_lora` does; no weights are read.
-
-    Raises:
-        ConfigError: see `add_lora`.
-        ModelError: the model's configuration describes no network.
-    """
+    """Refuse as `add_lora` does, or with ModelError where the model's configuration describes no network; no weights
+    are read."""
     checkpoint = find_checkpoint(model)
-    spec = read_preprocess(checkpoint, geometry="squash")
+    network = network_settings(checkpoint, precision="fp32", device="meta")
     try:
         with torch.device("meta"):
-            encoder = untrained_encoder(checkpoint, network_settings(checkpoint, spec, precision="fp32", device="meta"))
+            encoder = untrained_encoder(checkpoint, network)
     except Exception as error:  # Transformers raises ValueError, TypeError, RuntimeError and more
         raise checkpoint.error(f"its config.json describes no network ({first_line(error)})") from error
-    _projections(encoder, settings.projections)
-    _require_rank(encoder, settings, resolve_targets(encoder, settings))
+    _modules(encoder, settings)
 
 
-def _require_rank(encoder: VisionEncoder, settings: LoraSettings, targets: Sequence[str]) -> None:
+def _modules(encoder: VisionEncoder, settings: LoraSettings) -> dict[str, list[str] | None]:
+    """What gets LoRA and what is trained whole, as PEFT's `LoraConfig` calls it."""
+    targets = resolve_targets(encoder, settings)
     full = max(min(encoder.model.get_submodule(name).weight.shape) for name in targets)
     if settings.rank > full:
         raise ConfigError(f"rank = {settings.rank}: the layers of '{encoder.name}' have at most rank {full}; lower it")
+    return {"target_modules": targets, "modules_to_save": _projections(encoder, settings.projections) or None}
 
 
 def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]:
@@ -233,7 +226,7 @@ def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]
 
     Raises:
         ConfigError: a tower without any of them, or a name that is in no tower; the message lists the linear layers
-            that exist. Or `block_names` refuses.
+            that exist. Or `tower_blocks` refuses.
     """
     names, towers, last = settings.target_modules, settings.towers, settings.lora_blocks
     targets, unknown, all_kinds = set[str](), set(names), set[str]()
@@ -259,7 +252,7 @@ def resolve_targets(encoder: VisionEncoder, settings: LoraSettings) -> list[str]
             )
         unknown -= {name for name in names if matched[name]}
         all_kinds |= kinds
-        tuned = tuple(f"{name}." for name in block_names(encoder, tower, last)[-last:]) if last else ("",)
+        tuned = tuple(f"{name}." for name in list(tower_blocks(encoder, tower, last))[-last:]) if last else ("",)
         targets.update(n for found in matched.values() for n in found if n.startswith(tuned))
     if unknown:
         raise ConfigError(

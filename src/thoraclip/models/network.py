@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
-from thoraclip.imaging import Preprocess
+from thoraclip.imaging import Preprocess, check_pixels
 from thoraclip.models.files import Checkpoint
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.ranges import Precision, conform
 
 __all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision", "usual_device"]
@@ -29,26 +30,29 @@ class Network:
     device: torch.device  # where the weights are
     precision: str  # `fp32` or `bf16` (autocast)
 
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def expand(self, greys: Greys | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
         return expand_greys(greys, self.preprocess, self.device)
 
+    def check(self, greys: Greys) -> None:
+        """Look at what enters the network with `imaging.check_pixels`; for the first batch."""
+        check_pixels(self.expand(greys).cpu().numpy(), self.preprocess)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision as a context for the forward pass."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        is_fp32 = self.precision == "fp32"
+        return nullcontext() if is_fp32 else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str, device: str) -> dict[str, Any]:
-    """The fields of a `Network`; precision and device as in `load_vision_encoder`."""
+def network_settings(
+    checkpoint: Checkpoint, preprocess: Preprocess | str = "squash", *, precision: str, device: str
+) -> dict[str, Any]:
+    """The fields of a `Network`; precision and device as in `load_vision_encoder`. A geometry stands for the
+    checkpoint's own preprocessing with it."""
+    spec = read_preprocess(checkpoint, geometry=preprocess) if isinstance(preprocess, str) else preprocess
     place = torch.device(device) if device else usual_device()
-    return {
-        "name": checkpoint.name,
-        "preprocess": spec,
-        "device": place,
-        "precision": resolve_precision(precision, place),
-    }
+    precision = resolve_precision(precision, place)
+    return {"name": checkpoint.name, "preprocess": spec, "device": place, "precision": precision}
 
 
 def usual_device() -> torch.device:
@@ -63,14 +67,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     conform("precision", precision, Precision)
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # no public name for this question yet
-    return "fp32"
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 |= device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # no public name for this question yet
+    return "bf16" if has_bf16 else "fp32"
 
 
-def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
+def expand_greys(greys: Greys | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
     """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
     unit = torch.as_tensor(greys).to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()
@@ -78,17 +80,10 @@ def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device
 
 
 def recompute_layers(network: nn.Module, name: str) -> None:
-    """Compute the layers of a network again in the backward pass: less memory, more time.
+    """Compute the layers of a network, which is changed in place, again in the backward pass: less memory, more time.
 
     Unlike Transformers' own switch it works in eval mode (only the layers themselves are set to train, nothing inside
-    them) and in models that join two towers.
-
-    Args:
-        network: changed in place.
-        name: of the model, for the message.
-
-    Raises:
-        ConfigError: none of its layers supports it.
+    them) and in models that join two towers. Raises ConfigError, which names the model, where no layer supports it.
     """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer

@@ -47,15 +47,11 @@ class _GreyNetwork(nn.Module):
 def write_outputs(network: nn.Module, spec: Preprocess, path: Path) -> None:
     """Write a network of pixels f32[B, 3, S, S], in fp32 on the CPU and in eval mode, which this changes, as one of
     grey bytes; its outputs, one or several, stay in their order. See `write_network`."""
-    module = _GreyNetwork(network, spec).eval()
-    with torch.inference_mode():
-        found = module(torch.zeros(1, spec.size, spec.size, dtype=torch.uint8))
-    count = 1 if isinstance(found, Tensor) else len(found)
-    write_network(module, path, side=spec.size, outputs=[f"output_{number}" for number in range(count)])
+    write_network(_GreyNetwork(network, spec).eval(), path, side=spec.size)
 
 
-def write_network(module: nn.Module, path: Path, *, side: int, outputs: Sequence[str]) -> None:
-    """Write the module as ONNX: `greys` u8[B, side, side] to the named outputs, B any number or, for some networks, 1.
+def write_network(module: nn.Module, path: Path, *, side: int, outputs: Sequence[str] = ()) -> None:
+    """Write the module as ONNX: `greys` u8[B, side, side] to the outputs, B any number or, for some networks, 1.
 
     Large matrices go to a file beside it, `<name>.data`. Raises ModelError where the network cannot be exported.
     """
@@ -93,7 +89,7 @@ def _exported(module: nn.Module, side: int, outputs: Sequence[str], *, pictures:
                 verbose=False,
                 dynamic_shapes=shapes,
                 input_names=["greys"],
-                output_names=list(outputs),
+                output_names=list(outputs) or None,
                 custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -113,16 +109,13 @@ def _is_all_true(value: Any) -> Any:
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's chatter about packages that are not needed from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
-    levels = {logger: logger.level for logger in loggers}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def clean(model: onnx.ModelProto) -> None:

@@ -149,7 +149,7 @@ def open_clip_processor(path: Path) -> dict[str, Any]:
 
 def tokenizer_remedy(checkpoint: Checkpoint) -> str:
     """What is needed where the tokenizer of a model is not there."""
-    path = model_file(checkpoint.location, OPEN_CLIP, is_local=checkpoint.is_local)
+    path = model_file(checkpoint.location, OPEN_CLIP)
     if path is None:
         return "a tokenizer.json is needed"
     text = read_open_clip(path)["model_cfg"]["text_cfg"]
@@ -159,7 +159,7 @@ def tokenizer_remedy(checkpoint: Checkpoint) -> str:
 
 def open_clip_file(checkpoint: Checkpoint) -> Path:
     """The file of the weights, fetched where it is on the Hub alone; raises ModelError where there is none."""
-    files = (model_file(checkpoint.location, name, is_local=checkpoint.is_local) for name in OPEN_CLIP_WEIGHTS)
+    files = (model_file(checkpoint.location, name) for name in OPEN_CLIP_WEIGHTS)
     if (file := next(filter(None, files), None)) is None:
         raise no_weights(checkpoint.location)
     return file

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from transformers import AutoConfig, AutoModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from thoraclip.models.files import OPEN_CLIP_TYPE, Checkpoint, model_file
 
-__all__ = ["OpenClipConfig", "OpenClipModel", "class_of", "converted_weights", "fitting_tokenizer", "register"]
+__all__ = ["OpenClipConfig", "OpenClipModel", "converted_weights", "fitting_tokenizer", "register"]
 
 _RENAMED = tuple(
     (re.compile(pattern), new)
@@ -77,14 +77,13 @@ def converted_weights(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tens
 
 def fitting_tokenizer(checkpoint: Checkpoint, read: Callable[..., Any]) -> Any:
     """The tokenizer beside the weights; raises ValueError where there is none that gives what the text tower reads."""
-    location, is_local = checkpoint.location, checkpoint.is_local
-    text, kind = checkpoint.config.text_config, dict[str, Any]()
-    if model_file(location, "tokenizer.json", is_local=is_local) is None:
+    location, text, kind = checkpoint.location, checkpoint.config.text_config, dict[str, Any]()
+    if model_file(location, "tokenizer.json") is None:
         name, vocabulary = ("bert", "vocab.txt") if text.model_type == "bert" else ("clip", "vocab.json")
-        if model_file(location, vocabulary, is_local=is_local) is None:
+        if model_file(location, vocabulary) is None:
             raise ValueError(f"neither tokenizer.json nor {vocabulary} is there")
         kind["config"] = AutoConfig.for_model(name)  # which nothing else tells
-    tokenizer = read(location, is_local, **kind)
+    tokenizer = read(location, checkpoint.is_local, **kind)
     if len(tokenizer) > text.vocab_size:
         raise ValueError(f"it has {len(tokenizer)} words, and the text tower {text.vocab_size}")
     if text.model_type != "bert":
@@ -104,12 +103,6 @@ class OpenClipConfig(VisionTextDualEncoderConfig):  # type: ignore[misc]
     """
 
     model_type = OPEN_CLIP_TYPE
-
-
-def class_of(config: Any) -> type[nn.Module]:
-    """The class that a configuration of `describe_open_clip` is of."""
-    found: type[nn.Module] = OpenClipModel if config.model_type == OPEN_CLIP_TYPE else CLIPModel
-    return found
 
 
 def register() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import ModelError, first_line
@@ -12,7 +13,7 @@ from thoraclip.models.files import (
     OPEN_CLIP_WEIGHTS,
     model_file,
     stored_folder,
-    weight_shapes,
+    weight_slices,
 )
 from thoraclip.models.open_clip_config import HEADS_OF_TIMM, PLAIN_VIT, REMEDY, no_weights, read_open_clip, square_side
 
@@ -30,28 +31,23 @@ class _Shapes(dict[str, tuple[int, ...]]):
         return self[name]
 
 
-def describe_open_clip(location: str, own: Mapping[str, Any], *, is_local: bool) -> dict[str, Any] | None:
+def describe_open_clip(location: str, own: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration, as JSON, of the Transformers classes that compute the same; `None` for another format.
 
     A model is in open_clip's format where there is `open_clip_config.json` and no `config.json`, or one that describes
     the BERT of its text tower, or one of timm. CLIP's own two towers become `CLIPConfig`, all else
     `open_clip_format.OpenClipConfig`.
 
-    Args:
-        location: a folder, or a Hub id.
-        own: the content of `config.json`; empty where there is none.
-        is_local: True for a folder.
-
-    Raises:
-        ModelError: a file is not readable, a part is not supported, or there are no safetensors.
+    `location` is a folder, or a Hub id; `own` the content of `config.json`, empty where there is none. Raises
+    ModelError where a file is not readable, a part is not supported, or there are no safetensors.
     """
     if own.get("model_type") not in (None, "bert"):
         return None
-    path = model_file(location, OPEN_CLIP, is_local=is_local)
+    path = model_file(location, OPEN_CLIP)
     if path is None:
         return None
     config = read_open_clip(path)["model_cfg"]
-    shapes = _stored_shapes(location, is_local=is_local)
+    shapes = _stored_shapes(location)
     try:
         return _transformers(config, shapes, own if "model_type" in own else None)
     except ValueError as error:
@@ -60,29 +56,26 @@ def describe_open_clip(location: str, own: Mapping[str, Any], *, is_local: bool)
         raise ModelError(f"{path}: the weights beside it have no {error}; get the model again") from error
 
 
-def _stored_shapes(location: str, *, is_local: bool) -> _Shapes:
+def _stored_shapes(location: str) -> _Shapes:
     """Name -> shape of every weight; of a Hub model that is not on this machine, the header of the file is fetched."""
-    folder = stored_folder(location)
-    kept = [folder / name for name in OPEN_CLIP_WEIGHTS if folder and (folder / name).is_file()]
-    if is_local and not kept:
+    if folder := stored_folder(location):
+        for name in OPEN_CLIP_WEIGHTS:
+            if (folder / name).is_file():
+                parts = weight_slices(folder / name, f"{folder / name}:")
+                return _Shapes((weight, tuple(part.get_shape())) for weight, part in parts.items())
+    if Path(location).is_dir():
         raise no_weights(location)
-    if not kept:
-        return _hub_shapes(location)
-    return _Shapes(weight_shapes(kept[0]))
-
-
-def _hub_shapes(name: str) -> _Shapes:
     from huggingface_hub import errors, parse_safetensors_file_metadata
 
-    for file in OPEN_CLIP_WEIGHTS:
+    for name in OPEN_CLIP_WEIGHTS:
         try:
-            header = parse_safetensors_file_metadata(name, file)
+            header = parse_safetensors_file_metadata(location, name)
         except errors.EntryNotFoundError:
             continue
         except Exception as error:  # of the Hub client, and of the HTTP library below it
-            raise ModelError(f"model '{name}': {file} cannot be fetched ({first_line(error)})") from error
+            raise ModelError(f"model '{location}': {name} cannot be fetched ({first_line(error)})") from error
         return _Shapes((weight, tuple(info.shape)) for weight, info in header.tensors.items())
-    raise no_weights(name)
+    raise no_weights(location)
 
 
 def _transformers(config: Mapping[str, Any], shapes: _Shapes, bert: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -100,12 +93,10 @@ def _transformers(config: Mapping[str, Any], shapes: _Shapes, bert: Mapping[str,
 
 def _vision(given: Mapping[str, Any], activation: str) -> dict[str, Any]:
     """`CLIPVisionConfig` of `open_clip.transformer.VisionTransformer`."""
-    width = given.get("width", 768)
+    width, side = given.get("width", 768), given.get("head_width", 64)
     return {
         "model_type": "clip_vision_model",
-        "num_attention_heads": _heads(
-            "vision_cfg.head_width", width, width // (side := given.get("head_width", 64)), side
-        ),
+        "num_attention_heads": _heads("vision_cfg.head_width", width, width // side, side),
         "image_size": square_side(given.get("image_size", 224)),
         "patch_size": square_side(given.get("patch_size", 16)),
         **_layers(given, width, activation),

@@ -19,32 +19,26 @@ from torch import Tensor, nn
 from thoraclip.errors import ConfigError
 from thoraclip.models.vision_encoder import VisionEncoder
 
-__all__ = ["FrozenPrefix", "block_names"]
+__all__ = ["FrozenPrefix", "tower_blocks"]
 
 
-def block_names(encoder: VisionEncoder, tower: str, last: int) -> list[str]:
-    """Names in `encoder.model` of the transformer blocks of a tower, the first one first.
+def tower_blocks(encoder: VisionEncoder, tower: str, last: int) -> dict[str, nn.Module]:
+    """The transformer blocks of the `vision` or `text` tower of a model, which may have LoRA, by name, in order.
 
-    Args:
-        encoder: its model may have LoRA.
-        tower: `vision` or `text`.
-        last: how many of them are asked for, for the message.
-
-    Raises:
-        ConfigError: the tower is no single chain of blocks, or has fewer than `last`.
+    Raises ConfigError where the tower is no single chain of blocks, or has fewer than the `last` that are asked for.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     begin = encoder.towers[tower]
     modules = ((name.removeprefix("base_model.model."), module) for name, module in encoder.model.named_modules())
-    names = [n for n, module in modules if n.startswith(begin) and isinstance(module, GradientCheckpointingLayer)]
+    blocks = {n: m for n, m in modules if n.startswith(begin) and isinstance(m, GradientCheckpointingLayer)}
     which = f"lora_blocks = {last}: the {tower} tower of '{encoder.name}'"
     has_stages = tower == "vision" and hasattr(encoder.tower.config, "depths")  # Swin: each with its own width
-    if has_stages or len({name.rpartition(".")[0] for name in names}) != 1:
+    if has_stages or len({name.rpartition(".")[0] for name in blocks}) != 1:
         raise ConfigError(f"{which} is no single chain of transformer blocks; leave lora_blocks out")
-    if last > len(names):
-        raise ConfigError(f"{which} has {len(names)} blocks; take at most {len(names)}")
-    return names
+    if last > len(blocks):
+        raise ConfigError(f"{which} has {len(blocks)} blocks; take at most {len(blocks)}")
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,7 @@ class FrozenPrefix:
         """All but the last blocks; `None` where none is left, or with `last` = 0, which stands for all."""
         if not last:
             return None
-        network = encoder.model.get_base_model() if hasattr(encoder.model, "get_base_model") else encoder.model
-        blocks = [network.get_submodule(name) for name in block_names(encoder, "vision", last)]
+        blocks = list(tower_blocks(encoder, "vision", last).values())
         return cls(encoder, blocks, len(blocks) - last) if last < len(blocks) else None
 
     @torch.no_grad()

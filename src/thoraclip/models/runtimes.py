@@ -195,10 +195,8 @@ def choose(
         write: exports the network.
         sample: size -> a batch of so many images for each thread; read only where there is a measurement.
         images: of the whole work.
-        threads: that will compute.
-        over: computes batches by these threads.
+        over: computes batches by the threads.
         announce: told what was measured, and which runtime is left out and why.
-        clock: seconds.
     """
     names = [name for name in RUNTIMES if is_installed(name)]
     if images < MANY or not names:
@@ -210,15 +208,15 @@ def choose(
         deque(over(compute, batches), maxlen=0)
         return clock() - began
 
-    expected = list(over(plain, batches))  # and warm
+    expected = list(over(plain, batches))  # which also warms it up
     if seconds(plain) * images / sum(map(len, batches)) < WORTH_SECONDS:
         return Choice()
     ways = {TORCH: plain} | _exact(names, write, threads, lambda one: list(over(one, batches)), expected, announce)
     times = [{name: seconds(compute) for name, compute in ways.items()} for _ in range(_ROUNDS)]
     fastest = {name: min(turn[name] for turn in times) for name in ways}
     ratios = {name: fastest[TORCH] / took for name, took in fastest.items()}
-    best = max(ratios, key=lambda name: ratios[name])
-    best = best if ratios[best] >= _GAIN else TORCH
+    fit = [name for name in ways if ratios[name] >= _GAIN]
+    best = max(fit, key=lambda name: ratios[name], default=TORCH)
     measured = ", ".join(f"{name} {ratio:.2f} x" for name, ratio in ratios.items() if name != TORCH)
     if measured:
         announce(f"runtime: {best}; images/s over those of torch: {measured}")
@@ -241,13 +239,11 @@ def _exact(
                 try:
                     compute = _load(name, file, threads)
                     error = difference(run(compute), expected)
+                    if error > TOLERANCE:
+                        raise ModelError(f"its numbers differ by {error:.1e} of the largest")
+                    ways[name] = compute
                 except Exception as reason:  # of a runtime's own, also while it computes
                     announce(f"runtime: {name} is left out: {first_line(reason)}")
-                    continue
-                if error <= TOLERANCE:
-                    ways[name] = compute
-                else:
-                    announce(f"runtime: {name} is left out: its numbers differ by {error:.1e} of the largest")
     except ModelError as error:
         announce(f"runtime: {TORCH}; {first_line(error)}")
     return ways

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Greys, Masks
 from thoraclip.imaging import fit
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
-from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Segmenter", "load_segmenter"]
-
-Greys = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +26,7 @@ class Segmenter(Network):
     lung_indices: tuple[int, ...]  # numbers of the model's classes that are lung
 
     @torch.inference_mode()
-    def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
+    def estimate(self, grey: Greys) -> Masks:
         """Where the most probable class is lung: u8[H, W] -> bool[H, W].
 
         The scores are brought to the image's size (bilinear) before they are compared, as Transformers does.
@@ -45,11 +42,8 @@ class Segmenter(Network):
 
 
 def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> Segmenter:
-    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole; its classes whose name contains `lung` are lung.
-
-    Args:
-        model: Hub id, or a local folder in Transformers format.
-        precision, device: as in `load_vision_encoder`.
+    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole, by Hub id or from a local folder in Transformers
+    format; its classes whose name contains `lung` are lung. `precision` and `device` as in `load_vision_encoder`.
 
     Raises:
         ModelError: not found, no semantic segmentation model, weights missing or unexpected, no class that is lung, or
@@ -78,7 +72,6 @@ def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> 
         )
     if len(indices) == len(names):
         raise checkpoint.error(f"all {len(names)} classes are lung; a class for all else is needed")
-    spec = read_preprocess(checkpoint, geometry="squash")
-    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    settings = network_settings(checkpoint, precision=precision, device=device)
     network = load_model(checkpoint, AutoModelForSemanticSegmentation).float().eval().to(settings["device"])
     return Segmenter(network=network, lung_indices=tuple(indices), **settings)

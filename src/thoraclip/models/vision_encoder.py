@@ -7,21 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.imaging import check_pixels
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.models.architectures import Architecture
-from thoraclip.models.checkpoint import load_model, quiet
-from thoraclip.models.files import Checkpoint
 from thoraclip.models.network import Network
 
-__all__ = ["VisionEncoder", "load_tower", "unit", "untrained_tower"]
-
-_HEADS = ("classifier", "cls_classifier", "decoder", "distillation_classifier", "fc", "head", "lm_head", "pooler")
-"""Parts of a checkpoint behind its vision tower, which features do not need."""
+__all__ = ["VisionEncoder", "unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +54,13 @@ class VisionEncoder(Network):
         pooled: Tensor = output.last_hidden_state[:, 0] if self.architecture.reads_cls else output.pooler_output
         return pooled.flatten(1)  # of a ResNet [B, D, 1, 1]
 
-    def encode_greys(
-        self, greys: npt.NDArray[np.uint8], *, check: bool = False
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode_greys(self, greys: Greys, *, check: bool = False) -> tuple[Singles, Singles]:
         """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors).
 
-        Args:
-            greys: made by `imaging.fit` with this encoder's spec.
-            check: look at what enters the model with `imaging.check_pixels`; for the first batch.
+        `greys` are made by `imaging.fit` with this encoder's spec; `check` those of the first batch.
         """
         if check:
-            check_pixels(self.expand(greys).cpu().numpy(), self.preprocess)
+            self.check(greys)
         return self.fetch(self.start(torch.from_numpy(greys)))
 
     @torch.inference_mode()
@@ -82,14 +71,14 @@ class VisionEncoder(Network):
         return pooled.float(), unit(projected)
 
     @staticmethod
-    def fetch(features: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def fetch(features: tuple[Tensor, Tensor]) -> tuple[Singles, Singles]:
         """What `start` returned, as soon as it is computed."""
         return features[0].cpu().numpy(), features[1].cpu().numpy()
 
     def _grey_features(self, greys: Tensor) -> tuple[Tensor, Tensor]:
         return self.image_features(self.expand(greys))
 
-    def encode_images(self, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode_images(self, pixels: Singles) -> tuple[Singles, Singles]:
         """f32[B, 3, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors)."""
         with torch.inference_mode(), self.autocast():
             pooled, projected = self.image_features(torch.from_numpy(pixels).to(self.device))
@@ -102,7 +91,9 @@ class VisionEncoder(Network):
         inputs: dict[str, Any] = {"pixel_values": pixels}
         side = getattr(config, "image_size", None)
         native = side[0] if isinstance(side, list | tuple) else side
-        if native != pixels.shape[-1] and _takes(self.tower, "interpolate_pos_encoding"):
+        tower = self.tower.get_base_model() if hasattr(self.tower, "get_base_model") else self.tower  # of PEFT
+        takes_any_side = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
+        if native != pixels.shape[-1] and takes_any_side:
             inputs["interpolate_pos_encoding"] = True
         if self.architecture.masks_patches:  # sorted noise leaves the patches in their order
             count = (pixels.shape[-1] // config.patch_size) ** 2
@@ -113,12 +104,6 @@ class VisionEncoder(Network):
 def unit(features: Tensor) -> Tensor:
     """Rows of length 1, in fp32."""
     return nn.functional.normalize(features.float(), dim=-1)
-
-
-def _takes(tower: Any, name: str) -> bool:
-    """True where the tower's forward has an argument of this name."""
-    own = tower.get_base_model() if hasattr(tower, "get_base_model") else tower  # of PEFT
-    return name in inspect.signature(own.forward).parameters
 
 
 def _patches(pixels: Tensor, patch: int) -> dict[str, Any]:
@@ -132,24 +117,3 @@ def _patches(pixels: Tensor, patch: int) -> dict[str, Any]:
         "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
         "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
     }
-
-
-def load_tower(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
-    """The vision tower of a checkpoint, which may have heads besides; raises as `checkpoint.load_model` does."""
-    _keep_all_patches(checkpoint, architecture)
-    return load_model(checkpoint, is_replaced=lambda name: name.split(".")[0] in _HEADS, **architecture.options)
-
-
-def untrained_tower(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
-    """The architecture with weights drawn from PyTorch's global stream."""
-    from transformers import AutoModel
-
-    _keep_all_patches(checkpoint, architecture)
-    with quiet():
-        network: nn.Module = AutoModel.from_config(checkpoint.config, **architecture.options)
-    return network
-
-
-def _keep_all_patches(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    if architecture.masks_patches:
-        checkpoint.config.mask_ratio = 0.0
