@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.appearance import WORKING_SIDE, Box, describe, find_marks
-from thoraclip.data.views import BORDER, CORNER, MARGIN
+from thoraclip.data.views import MARGIN, border, corners
 from thoraclip.dtypes import Floats, Greys, Masks, Singles
 
 __all__ = ["BACKGROUND", "STROKES", "background_features", "edge_strokes", "file_features", "shown_features"]
@@ -91,11 +91,7 @@ def edge_strokes(pixels: Greys) -> npt.NDArray[np.int8]:
     image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
     values = np.asarray(image, dtype=np.float32)
     local = values - ndimage.uniform_filter(values, _STROKE_REACH)
-    where = np.ones((side, side), dtype=bool)
-    edge, (height, width) = round(BORDER * side), (round(share * side) for share in CORNER)
-    where[edge:-edge, edge:-edge] = False
-    for down in (slice(height), slice(side - height, side)):
-        where[down, :width] = where[down, side - width :] = True
+    where = border(side, side) | corners(side, side)
     return np.asarray(np.clip(np.round(local[where]), -127, 127), dtype=np.int8)
 
 

@@ -28,15 +28,7 @@ from thoraclip.runs import Progress, write_json
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
 
-__all__ = [
-    "IndexResult",
-    "index",
-    "index_report",
-    "local_salt",
-    "pseudonym",
-    "salt_file",
-    "write_index_report",
-]
+__all__ = ["IndexResult", "index", "index_report", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 Pseudonyms = Callable[[str], str]
 

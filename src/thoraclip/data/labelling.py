@@ -67,15 +67,10 @@ def require_classes(listing: Listing, where: Path) -> None:
 
 def _without_training(listing: Listing) -> list[str]:
     """A note for each class that has images in some splits and none for training."""
-    splits: dict[str, set[str]] = {}
-    for row in listing.rows:
-        if row["label"] and row.get("split"):
-            splits.setdefault(row["label"], set()).add(row["split"])
-    if not any("train" in names for names in splits.values()):
-        return []
+    pairs = {(row["label"], row["split"]) for row in listing.rows if row["label"] and row.get("split")}
+    trained = {label for label, split in pairs if split == "train"}
     return [
-        f"class '{label}' has images in {' and '.join(s for s in SPLITS if s in names)} and none in train; split again "
-        "before training: thoraclip split"
-        for label, names in sorted(splits.items())
-        if "train" not in names
+        f"class '{label}' has images in {' and '.join(s for s in SPLITS if (label, s) in pairs)} and none in train; "
+        "split again before training: thoraclip split"
+        for label in (sorted({label for label, _ in pairs} - trained) if trained else ())
     ]

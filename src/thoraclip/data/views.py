@@ -24,7 +24,20 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.dtypes import Greys, Ints, Masks, Singles
 
-__all__ = ["BORDER", "CORNER", "FEW", "FILLS", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
+__all__ = [
+    "BORDER",
+    "CORNER",
+    "FEW",
+    "FILLS",
+    "MARGIN",
+    "VIEWS",
+    "Scene",
+    "View",
+    "border",
+    "continue_smoothly",
+    "corners",
+    "make_view",
+]
 
 
 MARGIN = 0.03  # lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it
@@ -124,10 +137,6 @@ def _reduce(values: Singles) -> Singles:
     return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
 
 
-def _nothing(scene: Scene, rows: Ints) -> Masks:
-    return np.zeros((len(rows), *scene.greys.shape[1:]), dtype=bool)
-
-
 def _lungs(scene: Scene, rows: Ints) -> Masks:
     """The lungs and a margin around them."""
     steps = max(1, round(MARGIN * scene.greys.shape[1]))
@@ -149,20 +158,29 @@ def _all_but_lungs(scene: Scene, rows: Ints) -> Masks:
     return ~scene.lungs[rows]
 
 
-def _border(scene: Scene, rows: Ints) -> Masks:
-    height, width = scene.greys.shape[1:]
+def border(height: int, width: int) -> Masks:
+    """bool[height, width]: the ring that is `BORDER` wide."""
     down, across = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     ring = np.ones((height, width), dtype=bool)
     ring[down:-down, across:-across] = False
-    return np.broadcast_to(ring, (len(rows), height, width))
+    return ring
 
 
-def _corners(scene: Scene, rows: Ints) -> Masks:
-    height, width = scene.greys.shape[1:]
+def corners(height: int, width: int) -> Masks:
+    """bool[height, width]: the four corners, of the size of `CORNER`."""
     down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
     mask = np.ones((height, width), dtype=bool)
     mask[down:-down] = mask[:, across:-across] = False
-    return np.broadcast_to(mask, (len(rows), height, width))
+    return mask
+
+
+def _same(mask: Callable[[int, int], Masks], scene: Scene, rows: Ints) -> Masks:
+    """One region for all images."""
+    return np.broadcast_to(mask(*scene.greys.shape[1:]), (len(rows), *scene.greys.shape[1:]))
+
+
+_border, _corners = partial(_same, border), partial(_same, corners)
+_nothing = partial(_same, lambda *shape: np.zeros(shape, dtype=bool))
 
 
 def _as_much_at_random(like: Callable[[Scene, Ints], Masks], scene: Scene, rows: Ints) -> Masks:
@@ -218,15 +236,13 @@ VIEWS: Mapping[str, View] = {
     ),
     "border-only": _everywhere(
         "all but the border replaced",
-        lambda scene, rows: ~_border(scene, rows),
+        partial(_same, lambda *shape: ~border(*shape)),
         "plain-in-turn",
         finds="the border",
         is_alone=True,
     ),
     "random-removed": _rest(
-        "as many pixels as the lungs have, at random, replaced",
-        partial(_as_much_at_random, _lungs),
-        "in-turn",
+        "as many pixels as the lungs have, at random, replaced", partial(_as_much_at_random, _lungs), "in-turn"
     ),
     "border-at-random": _rest(
         "as many pixels as the border has, at random, replaced by a smooth continuation",

@@ -33,12 +33,10 @@ _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
 
 def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
     """`size`, `mode` and `format` -> class -> value -> images, the commonest first."""
-    images: Counter[str] = Counter()
-    for (label,), n in manifest.tally("label"):
-        images[label or "unknown"] += n
+    images = {label: sum(row) for label, row in manifest.counts()[1].items()}
     tallies: dict[str, dict[str, dict[str, int]]] = {}
     for name, columns in (("size", ("width", "height")), ("mode", ("mode",)), ("format", ("format",))):
-        table: dict[str, Counter[str]] = {label: Counter() for label in sorted(images)}
+        table: dict[str, Counter[str]] = {label: Counter() for label in images}
         for (label, *values), n in manifest.tally("label", *columns, most=_MOST):
             table[label or "unknown"][" x ".join(map(str, values)) if name == "size" else values[0] or "unknown"] += n
         tallies[name] = {label: dict(sorted(c.items(), key=lambda i: (-i[1], i[0]))) for label, c in table.items()}
@@ -53,9 +51,8 @@ def remarks(manifest: Manifest) -> list[dict[str, Any]]:
     if "image_remarks" not in manifest.table.column_names:
         return []
     names = ["image_id", "path", "image_remarks"]
-    known = manifest.table.select(names).filter(pc.is_valid(manifest.values("image_remarks")))
-    listed: list[dict[str, Any]] = known.slice(0, _MOST).rename_columns(["image_id", "path", "remark"]).to_pylist()
-    return listed
+    known = manifest.table.select(names).filter(pc.is_valid(manifest.values("image_remarks"))).slice(0, _MOST)
+    return list(known.rename_columns(["image_id", "path", "remark"]).to_pylist())
 
 
 def patients(manifest: Manifest) -> dict[str, Any]:
@@ -188,9 +185,8 @@ def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
     for label in sorted(set(labels.tolist())):
         own = is_read & (labels == label)
         hits, total = int((count[own] > 0).sum()), int(own.sum())
-        low, high = wilson(hits, total) if total else (None, None)
-        share = hits / total if total else None
-        per_class[label] = {"hits": hits, "of": total, "value": share, "low": low, "high": high}
+        value, low, high = (hits / total, *wilson(hits, total)) if total else (None, None, None)
+        per_class[label] = {"hits": hits, "of": total, "value": value, "low": low, "high": high}
     order = sorted(np.flatnonzero(is_read & (count > 0)).tolist(), key=lambda row: (-float(area[row]), ids[row]))
     listed = [{"image_id": ids[row], "marks": int(count[row]), "area": float(area[row])} for row in order]
     return {"per_class": per_class, "images": listed}

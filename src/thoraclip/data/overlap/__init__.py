@@ -147,7 +147,8 @@ def compare_manifests(
         for row, copies in sorted(shared.crossing.items())
         for other, correlation in copies[:_MOST]
     ]
-    unreadable = sorted(shared.unreadable.items())
+    distinct = {(pair["label_a"], pair["label_b"], pair["a"]) for pair in pairs}
+    images = Counter((ours, theirs) for ours, theirs, _ in distinct)
     return {
         "schema": _SCHEMA,
         "images": {"a": len(a), "b": len(b)},
@@ -155,18 +156,12 @@ def compare_manifests(
         "label_map": rename.renamed,
         "labels": [
             {"a": ours, "b": theirs, "images": count, "relation": relation(ours, theirs)}
-            for (ours, theirs), count in _images_by_labels(pairs)
+            for (ours, theirs), count in sorted(images.items(), key=lambda row: (-row[1], str(row[0])))
         ],
         "pairs": sorted(pairs, key=lambda pair: not pair["contradicts"]),
         "unreadable": [
-            {"manifest": "ab"[row >= count], "path": paths[row], "reason": reason} for row, reason in unreadable
+            {"manifest": "ab"[row >= count], "path": paths[row], "reason": reason}
+            for row, reason in sorted(shared.unreadable.items())
         ],
         "provenance": provenance(inputs={"a": a.fingerprint, "b": b.fingerprint}),
     }
-
-
-def _images_by_labels(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str | None, str | None], int]]:
-    """Each pair of labels and how many images of the first manifest have it, the commonest first."""
-    distinct = {(pair["label_a"], pair["label_b"], pair["a"]) for pair in pairs}
-    images = Counter((ours, theirs) for ours, theirs, _ in distinct)
-    return sorted(images.items(), key=lambda row: (-row[1], str(row[0])))
