@@ -134,7 +134,7 @@ def select(manifest: Manifest, given: Mapping[str, Any]) -> None:
 
 def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The labels of the shared images as a table on standard output, and the reading."""
-    from thoraclip.data.overlap.page import overlap_reading
+    from thoraclip.data.overlap import overlap_reading
 
     rows = [
         [

@@ -163,7 +163,7 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
 
 def _columns_note(chosen: Mapping[str, str], table: Delimited) -> list[str]:
     """A line that says which columns fill ours under another name, which are text alone, and what to type for those."""
-    taken = [f"{ours} from '{theirs}'" for ours, theirs in chosen.items() if ours != theirs]
+    taken = ", ".join(f"{ours} from '{theirs}'" for ours, theirs in chosen.items() if ours != theirs)
     kept = [name for name in table.header if name not in chosen.values()]
     options: dict[str, str] = {}
     for name in kept:
@@ -171,10 +171,9 @@ def _columns_note(chosen: Mapping[str, str], table: Delimited) -> list[str]:
         option = next((option for option, known in _LIKELY.items() if words & set(known.split())), None)
         if option and not {option, f"{option}_years"} & chosen.keys():
             options.setdefault(option, f"--{option}-column {shlex.quote(name)}")
-    said = [f"taken: {', '.join(taken)}"] if taken else []
-    if kept:
-        more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
-        said.append(f"kept as text: {', '.join(map(repr, kept[:_SHOWN]))}{more}")
+    more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
+    said = [f"taken: {taken}"] if taken else []
+    said += [f"kept as text: {', '.join(map(repr, kept[:_SHOWN]))}{more}"] if kept else []
     said += [f"if they are meant, add {' '.join(options.values())}"] if options else []
     return [f"columns {'; '.join(said)}"] if said else []
 
@@ -235,7 +234,10 @@ def _row(
         unclear[f"age '{values['age_years']}' is not a number of years; taken as unknown"].append(where)
     for name in ("lung_mask", "infection_mask"):
         if row.get(name):
-            row[name] = _mask(listing, paths(row[name], where), where)
+            row[name] = paths(row[name], where)
+            if not (root / row[name]).is_file():
+                listing.notes.append(f"no mask: {row[name]} is missing ({where})")
+                row[name] = None
     return row
 
 
@@ -250,13 +252,6 @@ def _below(root: Path, path: str, where: str) -> str:
     if ".." in Path(path).parts:
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
     return Path(path).as_posix()
-
-
-def _mask(listing: Listing, path: str, where: str) -> str | None:
-    if (listing.root / path).is_file():
-        return path
-    listing.notes.append(f"no mask: {path} is missing ({where})")
-    return None
 
 
 def _known(name: str, value: str | None) -> str | None:
