@@ -61,9 +61,11 @@ def patients(manifest: Manifest) -> dict[str, Any]:
     two: dict[str, list[dict[str, Any]]] = {"in_two_splits": [], "under_two_labels": []}
     in_all: Counter[str] = Counter()
     for name, column in (("in_two_splits", "split"), ("in_two_splits", "fold"), ("under_two_labels", "label")):
-        listed, number, images = _in_two(manifest, column)
-        two[name] += listed
-        in_all += Counter({name: number, f"images_{name}": images})
+        values = manifest.patients_in_two(column)
+        own = known.filter(pc.is_in(known, value_set=pa.array(values, pa.string())))
+        images = {count["values"]: count["counts"] for count in own.value_counts().to_pylist()}
+        two[name] += [{"patient": p, "values": [*values[p]], "images": images[p]} for p in islice(values, _MOST)]
+        in_all += Counter({name: len(values), f"images_{name}": len(own)})
     content = {"known": pc.count_distinct(known).as_py(), "images_of_unknown_patients": known.null_count, **two}
     content["dominating"] = _dominating(manifest)
     is_cut = any(len(listed) < in_all[name] for name, listed in two.items())
@@ -93,15 +95,6 @@ def _dominating(manifest: Manifest) -> list[dict[str, Any]]:
                 row = {"label": label, "part": split if fold is None else f"fold {fold}", "images": own, "of": every}
                 dominating.append({**row, "patient": patient, "of_patient": most})
     return dominating
-
-
-def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int, int]:
-    """Patients with more than one value of a column: the first of them, and how many there are, of how many images."""
-    two, known = manifest.patients_in_two(column), manifest.values("patient")
-    own = known.filter(pc.is_in(known, value_set=pa.array(two, pa.string())))
-    images = {count["values"]: count["counts"] for count in own.value_counts().to_pylist()}
-    listed = [{"patient": p, "values": list(two[p]), "images": images[p]} for p in islice(two, _MOST)]
-    return listed, len(two), len(own)
 
 
 def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
@@ -151,9 +144,8 @@ def duplicates(
     """
     ends = sorted({end for pair in pairs for end in (pair.first, pair.second)})
     own = {name: manifest.values(name).take(pa.array(ends, pa.int64())).to_pylist() for name in _SHOWN}
-    own["part"] = [
-        split if fold is None else f"fold {fold}" for split, fold in zip(own.pop("split"), own.pop("fold"), strict=True)
-    ]
+    parts = zip(own.pop("split"), own.pop("fold"), strict=True)
+    own["part"] = [split if fold is None else f"fold {fold}" for split, fold in parts]
     place = {end: number for number, end in enumerate(ends)}
 
     def entry(places: Sequence[int], **facts: Any) -> dict[str, Any]:

@@ -28,7 +28,11 @@ def find_folders(root: Path, **_: object) -> Listing:
             inside[one.path] = []
             inside[dirname(one.path)].append(one.path)
     with_images = {dirname(one.path) for one in found if one.kind == IMAGES}
-    top = _wrapper(inside, with_images)
+    top = ""
+    while top not in with_images and len(inside[top]) == 1:  # the classes may lie below sole folders
+        top = inside[top][0]
+    if top in with_images or not inside[top]:
+        top = ""
     if top:
         _refuse_patients(root / top, list(map(basename, inside[top])))
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
@@ -118,11 +122,3 @@ def _note_inner_folders(listing: Listing, classes: Collection[str], inside: Mapp
             f"every class holds the folders {', '.join(sorted(names[0]))}; if these are the classes, index each folder "
             f"above them ({index_command(first)}), or all by a table of paths and labels (--csv TABLE.csv)"
         )
-
-
-def _wrapper(inside: Mapping[str, Sequence[str]], with_images: set[str]) -> str:
-    """The folder that holds the classes: the root, or the first folder with several below sole folders."""
-    at = ""
-    while at not in with_images and len(inside[at]) == 1:
-        at = inside[at][0]
-    return at if at not in with_images and len(inside[at]) > 1 else ""

@@ -72,14 +72,11 @@ def _overlap(
                     known = crossing[ours].get(theirs)
                     crossing[ours][theirs] = max(pair.correlation, known or 0.0)
     unreadable = dict(seen[0].unreadable) | {count + row: reason for row, reason in seen[1].unreadable.items()}
-    ranked = {row: _ranked(others) for row, others in crossing.items()}
+    ranked = {}
+    for row, others in crossing.items():  # those that only a chain links are left out where there are better ones
+        direct = [(other, value) for other, value in others.items() if value is not None]
+        ranked[row] = sorted(direct or others.items(), key=lambda other: (-(other[1] or 0.0), other[0]))
     return _Overlap(ranked, [*members.values()], contents, unreadable)
-
-
-def _ranked(others: Mapping[int, float | None]) -> list[tuple[int, float | None]]:
-    """Best first; those that only a chain links are left out where there are better ones."""
-    direct = {row: value for row, value in others.items() if value is not None}
-    return sorted((direct or others).items(), key=lambda other: (-(other[1] or 0.0), other[0]))
 
 
 def find_overlap(
