@@ -78,9 +78,8 @@ def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
     scale = max(1, min(grey.shape) // (WORKING_SIDE // 4))
     if scale > 1:
         side = min(grey.shape) // scale
-        small = values[: side * scale, : side * scale].reshape(side, scale, side, scale)
-        where = np.asarray(outside[: side * scale, : side * scale].reshape(side, scale, side, scale).all(axis=(1, 3)))
-        grain.append(_noise(small.mean(axis=(1, 3)), where))
+        small, where = (a[: side * scale, : side * scale].reshape((side, scale) * 2) for a in (values, outside))
+        grain.append(_noise(small.mean(axis=(1, 3)), where.all(axis=(1, 3))))
     return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
 
 

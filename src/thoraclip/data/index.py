@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
@@ -27,6 +27,7 @@ from thoraclip.pages import counted
 from thoraclip.runs import Progress, write_json
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
+from thoraclip.threads import in_order
 
 __all__ = ["IndexResult", "index", "index_report", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
@@ -202,9 +203,8 @@ def _give_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         depth = common_depth(estimates)
         counts = ", ".join(f"{n} of {bits} bits" for bits, n in sorted(Counter(estimates).items()))
         others = [row for row in group if row["bits"] != depth]
-        for first, batch in in_batches(partial(_at_depth, store, others, depth), len(others), batch_size=_BATCH):
-            for row, facts in zip(others[first : first + len(batch)], batch, strict=True):
-                row.update(facts)
+        for row, facts in zip(others, in_order(partial(_at_depth, store, depth), others), strict=True):
+            row.update(facts)
         of = f"of source '{source}' " if source else ""
         listing.notes.append(
             f"{counted(len(group), 'image')} of 16 bits {of}without a stated depth: {depth} bits are taken, by an "
@@ -212,10 +212,9 @@ def _give_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         )
 
 
-def _at_depth(store: FactStore, rows: Sequence[Mapping[str, Any]], depth: int, row: int) -> dict[str, Any]:
+def _at_depth(store: FactStore, depth: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """What changes of an image's facts where it has the depth of its set; it was readable a moment ago."""
-    path = rows[row]["path"]
-    known = store.get(path, lambda _: {}, serves=lambda _: True)
+    known = store.get(row["path"], lambda _: {}, serves=lambda _: True)
 
     def make(file: Path) -> dict[str, Any]:
         radiograph = decode(file, of_set=depth)
@@ -223,7 +222,7 @@ def _at_depth(store: FactStore, rows: Sequence[Mapping[str, Any]], depth: int, r
         remarks = "; ".join(radiograph.remarks) or None
         return known | {"set_bits": depth, "of_set": changed | {"image_remarks": remarks}}
 
-    facts = store.get(path, make, serves=lambda kept: kept.get("set_bits") == depth)
+    facts = store.get(row["path"], make, serves=lambda kept: kept.get("set_bits") == depth)
     return dict(facts["of_set"])
 
 

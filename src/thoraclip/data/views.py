@@ -25,19 +25,9 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from thoraclip.dtypes import Greys, Ints, Masks, Singles
 
 __all__ = [
-    "BORDER",
-    "CORNER",
-    "FEW",
-    "FILLS",
-    "MARGIN",
-    "VIEWS",
-    "Scene",
-    "View",
-    "border",
-    "continue_smoothly",
-    "corners",
+    "BORDER", "CORNER", "FEW", "FILLS", "MARGIN", "VIEWS", "Scene", "View", "border", "continue_smoothly", "corners",
     "make_view",
-]
+]  # fmt: skip
 
 
 MARGIN = 0.03  # lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it
@@ -179,7 +169,7 @@ def _same(mask: Callable[[int, int], Masks], scene: Scene, rows: Ints) -> Masks:
     return np.broadcast_to(mask(*scene.greys.shape[1:]), (len(rows), *scene.greys.shape[1:]))
 
 
-_border, _corners = partial(_same, border), partial(_same, corners)
+_EDGES = {"border": partial(_same, border), "corners": partial(_same, corners)}
 _nothing = partial(_same, lambda *shape: np.zeros(shape, dtype=bool))
 
 
@@ -220,20 +210,16 @@ VIEWS: Mapping[str, View] = {
         before="",
         refits="no",
     ),
-    "border-removed": _everywhere(
-        "the border, in place of as many pixels at random, replaced by a smooth continuation",
-        _border,
-        "blur",
-        finds="the border",
-        before="border-at-random",
-    ),
-    "corners-removed": _everywhere(
-        "the corners, in place of as many pixels at random, replaced by a smooth continuation",
-        _corners,
-        "blur",
-        finds="the corners",
-        before="corners-at-random",
-    ),
+    **{
+        f"{name}-removed": _everywhere(
+            f"the {name}, in place of as many pixels at random, replaced by a smooth continuation",
+            region,
+            "blur",
+            finds=f"the {name}",
+            before=f"{name}-at-random",
+        )
+        for name, region in _EDGES.items()
+    },
     "border-only": _everywhere(
         "all but the border replaced",
         partial(_same, lambda *shape: ~border(*shape)),
@@ -244,17 +230,14 @@ VIEWS: Mapping[str, View] = {
     "random-removed": _rest(
         "as many pixels as the lungs have, at random, replaced", partial(_as_much_at_random, _lungs), "in-turn"
     ),
-    "border-at-random": _rest(
-        "as many pixels as the border has, at random, replaced by a smooth continuation",
-        partial(_as_much_at_random, _border),
-        "blur",
-        needs_lungs=False,
-    ),
-    "corners-at-random": _rest(
-        "as many pixels as the corners have, at random, replaced by a smooth continuation",
-        partial(_as_much_at_random, _corners),
-        "blur",
-        needs_lungs=False,
-    ),
+    **{
+        f"{name}-at-random": _rest(
+            f"as many pixels as the {name} {verb}, at random, replaced by a smooth continuation",
+            partial(_as_much_at_random, _EDGES[name]),
+            "blur",
+            needs_lungs=False,
+        )
+        for name, verb in (("border", "has"), ("corners", "have"))
+    },
 }
 """Name -> view, in the order in which they are made."""
