@@ -79,7 +79,7 @@ def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
     if scale > 1:
         side = min(grey.shape) // scale
         small, where = (a[: side * scale, : side * scale].reshape((side, scale) * 2) for a in (values, outside))
-        grain.append(_noise(small.mean(axis=(1, 3)), where.all(axis=(1, 3))))
+        grain.append(_noise(small.mean(axis=(1, 3)), np.asarray(where.all(axis=(1, 3)))))
     return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
 
 

@@ -47,7 +47,13 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where:
                 f"images unlabelled by --label-map '{label}='"
             )
     require_distinct(counts, str(where or listing.root), kept=rename.kept)
-    listing.notes += _without_training(listing)
+    pairs = {(row["label"], row["split"]) for row in listing.rows if row["label"] and row.get("split")}
+    trained = {label for label, split in pairs if split == "train"}
+    listing.notes += [
+        f"class '{label}' has images in {' and '.join(s for s in SPLITS if (label, s) in pairs)} and none in train; "
+        "split again before training: thoraclip split"
+        for label in (sorted({label for label, _ in pairs} - trained) if trained else ())
+    ]
     return rename.kept
 
 
@@ -63,14 +69,3 @@ def require_classes(listing: Listing, where: Path) -> None:
         remedy += f", or, if {', '.join(inner[:3])} are the classes: {index_command(where / parts[0][0])}"
     what = f"the only class is '{labels.pop()}'" if labels else "no image has a label"
     raise ManifestError(printable(f"{where}: {what}; a classifier needs two classes or more; {remedy}"))
-
-
-def _without_training(listing: Listing) -> list[str]:
-    """A note for each class that has images in some splits and none for training."""
-    pairs = {(row["label"], row["split"]) for row in listing.rows if row["label"] and row.get("split")}
-    trained = {label for label, split in pairs if split == "train"}
-    return [
-        f"class '{label}' has images in {' and '.join(s for s in SPLITS if (label, s) in pairs)} and none in train; "
-        "split again before training: thoraclip split"
-        for label in (sorted({label for label, _ in pairs} - trained) if trained else ())
-    ]

@@ -138,9 +138,8 @@ def _box(scene: Scene, rows: Ints) -> Masks:
     lungs = _lungs(scene, rows)
     boxes = np.zeros_like(lungs)
     for box, mask in zip(boxes, lungs, strict=True):
-        down, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(down):
-            box[down[0] : down[-1] + 1, across[0] : across[-1] + 1] = True
+        for window in ndimage.find_objects(mask.astype(np.int8)):  # of all its pixels: one, or none
+            box[window] = True
     return boxes
 
 

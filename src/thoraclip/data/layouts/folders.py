@@ -34,7 +34,13 @@ def find_folders(root: Path, **_: object) -> Listing:
     if top in with_images or not inside[top]:
         top = ""
     if top:
-        _refuse_patients(root / top, list(map(basename, inside[top])))
+        names = list(map(basename, inside[top]))
+        if all(any(c.isdecimal() for c in name) for name in names):
+            raise ManifestError(
+                f"{printable(root / top)}: classes or patients? It is the only folder, and its folders are numbered: "
+                f"{printable(', '.join(names[:3]))}, ...; for classes: {index_command(root / top)}; for patients, add "
+                "the folder of another class beside it"
+            )
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
     splits = _splits_of(inside[top])
     if len(set(splits.values())) < 2:
@@ -101,16 +107,6 @@ def _sort_out(
                 f"{printable(path)}: class '{printable(path.name)}' holds no PNG, JPEG or DICOM picture; add some or "
                 f"remove it ({away}); it holds {printable(seen[folder])}"
             )
-
-
-def _refuse_patients(folder: Path, names: Sequence[str]) -> None:
-    """Ask about a sole folder whose folders are all numbered, as patients are."""
-    if all(any(c.isdecimal() for c in name) for name in names):
-        raise ManifestError(
-            f"{printable(folder)}: classes or patients? It is the only folder, and its folders are numbered: "
-            f"{printable(', '.join(names[:3]))}, ...; for classes: {index_command(folder)}; for patients, add the "
-            "folder of another class beside it"
-        )
 
 
 def _note_inner_folders(listing: Listing, classes: Collection[str], inside: Mapping[str, Sequence[str]]) -> None:
