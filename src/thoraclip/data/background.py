@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.appearance import WORKING_SIDE, Box, describe, find_marks
-from thoraclip.data.views import MARGIN, border, corners
+from thoraclip.data.views import border, corners, with_margin
 from thoraclip.dtypes import Floats, Greys, Masks, Singles
 
 __all__ = ["BACKGROUND", "STROKES", "background_features", "edge_strokes", "file_features", "shown_features"]
@@ -66,11 +66,10 @@ def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
     Without `lungs`, bool[S, S], the middle of the image is left out instead.
     """
     if lungs is None:
-        down, across = (round(_CENTRE * side) for side in grey.shape)
         outside = np.ones(grey.shape, dtype=bool)
-        outside[down : grey.shape[0] - down, across : grey.shape[1] - across] = False
+        outside[tuple(slice(round(_CENTRE * side), side - round(_CENTRE * side)) for side in grey.shape)] = False
     else:
-        outside = ~ndimage.binary_dilation(lungs, iterations=max(1, round(MARGIN * min(grey.shape))))
+        outside = ~with_margin(lungs)
     values = grey.astype(np.float32)
     seen = values[outside] if outside.any() else values.ravel()
     levels = np.percentile(seen, _LEVELS)

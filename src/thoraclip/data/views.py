@@ -26,7 +26,7 @@ from thoraclip.dtypes import Greys, Ints, Masks, Singles
 
 __all__ = [
     "BORDER", "CORNER", "FEW", "FILLS", "MARGIN", "VIEWS", "Scene", "View", "border", "continue_smoothly", "corners",
-    "make_view",
+    "make_view", "with_margin",
 ]  # fmt: skip
 
 
@@ -127,10 +127,13 @@ def _reduce(values: Singles) -> Singles:
     return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
 
 
+def with_margin(mask: Masks) -> Masks:
+    """bool[S, S]: lungs and a margin of `MARGIN` around them."""
+    return np.asarray(ndimage.binary_dilation(mask, iterations=max(1, round(MARGIN * min(mask.shape)))))
+
+
 def _lungs(scene: Scene, rows: Ints) -> Masks:
-    """The lungs and a margin around them."""
-    steps = max(1, round(MARGIN * scene.greys.shape[1]))
-    return np.stack([ndimage.binary_dilation(mask, iterations=steps) for mask in scene.lungs[rows]])
+    return np.stack([with_margin(mask) for mask in scene.lungs[rows]])
 
 
 def _box(scene: Scene, rows: Ints) -> Masks:
