@@ -24,7 +24,7 @@ from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
 from thoraclip.evaluation.learning_curve import FewShot, Judge, curve_points
 from thoraclip.evaluation.metrics import METRICS, Scored
-from thoraclip.evaluation.resampling import replicate, replicate_answers
+from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.trainings import training_variance
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import fit_thresholds
@@ -108,11 +108,11 @@ def _experiments(
         for algorithm in (a, b):
             more = algorithm.ease - a.ease
             pair.append([algorithm.cross_validated(rng, target, ease + more, fold_of) for _ in range(seeds)])
-        drawn = replicate_answers(pair[0] + pair[1], groups, COMPARED, resamples=resamples, seed=number)
+        drawn = replicate(pair[0] + pair[1], groups, resamples=resamples, seed=number, names=COMPARED)
         parts, contestants = (drawn[:seeds], drawn[seeds:]), []
         for name, tables, own in zip("ab", pair, parts, strict=True):
             values = {m: float(np.mean([METRICS[m].point(t) or 0.0 for t in tables])) for m in COMPARED}
-            replicates = {m: np.mean([one[m] for one in own], axis=0) for m in COMPARED}
+            replicates = {m: np.mean([one.headline[m] for one in own], axis=0) for m in COMPARED}
             contestants.append(Contestant(name, values, replicates, None, training_values(tables, fold_of, COMPARED)))
         rows = compare(contestants, intervals=True, groups=groups)
         yield next(row for row in rows if row["metric"] == _MAIN), contestants, fold_of, pair[0][0]
@@ -167,12 +167,12 @@ def few(sets: int) -> None:
             rng = np.random.default_rng([patients, number])
             target, ease, groups = algorithm.images(rng, patients, 10)
             tables = [algorithm.scores(rng, target, ease + own[groups]) for own in 1.5 * rng.normal(size=(2, patients))]
-            drawn = replicate_answers(tables, groups, COMPARED, resamples=300, seed=number)
+            drawn = replicate(tables, groups, resamples=300, seed=number, names=COMPARED)
             pair = []
             for name, table, one in zip("ab", tables, drawn, strict=True):
                 values = {m: METRICS[m].point(table) or 0.0 for m in COMPARED}
                 nothing = {m: np.zeros((1, 1)) for m in COMPARED}
-                pair.append(Contestant(name, values, one, None, nothing, trained=False))
+                pair.append(Contestant(name, values, one.headline, None, nothing, trained=False))
             low, high = percentile_interval(pair[0].replicates["accuracy"] - pair[1].replicates["accuracy"])
             row = compare(pair, intervals=True, groups=groups)[0]
             called += [not low <= 0 <= high, row["p"] < 0.05]

@@ -13,6 +13,7 @@ import json
 import textwrap
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -20,14 +21,7 @@ from thoraclip.documents import parse_toml
 from thoraclip.errors import ConfigError, did_you_mean, shown
 from thoraclip.ranges import conform
 
-__all__ = [
-    "Settings",
-    "build_config",
-    "config_toml",
-    "field_help",
-    "field_kinds",
-    "parse_settings",
-]
+__all__ = ["Settings", "build_config", "config_toml", "field_help", "field_kinds", "parse_settings"]
 
 
 class Settings:
@@ -56,10 +50,9 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set '{setting}': expected name=value, for example --set seed=1")
-        try:
+        values[name.strip()] = text
+        with suppress(ConfigError):
             values[name.strip()] = parse_toml(f"value = {text}", "--set")["value"]
-        except ConfigError:
-            values[name.strip()] = text
     return values
 
 
@@ -77,9 +70,8 @@ def build_config(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     known = field_kinds(cls)  # type: ignore[arg-type]
     unknown = [name for name in values if name not in known]
     if unknown:
-        raise ConfigError(
-            "; ".join(f"{where}: unknown setting '{name}'{did_you_mean(name, known)}" for name in unknown)
-        )
+        said = (f"{where}: unknown setting '{name}'{did_you_mean(name, known)}" for name in unknown)
+        raise ConfigError("; ".join(said))
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if no_default and field.name not in values:
@@ -116,26 +108,17 @@ def field_help(cls: type[Any]) -> dict[str, str]:
 
 def config_toml(config: Any, *, skip: Iterable[str] = ()) -> str:
     """A config as TOML text that `build_config` reads back to an equal one; `None` is left out."""
-    lines = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is not None and field.name not in skip:
-            lines.append(f"{field.name} = {toml_value(value)}")
-    return "\n".join(lines) + "\n"
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    shown = {name: value for name, value in values.items() if value is not None and name not in skip}
+    return "\n".join(f"{name} = {toml_value(value)}" for name, value in shown.items()) + "\n"
 
 
 def toml_value(value: Any) -> str:
     """One value as TOML on one line: fingerprints and tables of settings hold it; tomli-w breaks lists."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        return _toml_text(value)
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml_text(str(k))} = {toml_value(v)}" for k, v in value.items()) + " }"
-    return "[" + ", ".join(toml_value(item) for item in value) + "]"
-
-
-def _toml_text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # DEL: JSON allows it bare, TOML does not
+        return "{ " + ", ".join(f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str | int):  # as in JSON, which allows DEL bare, where TOML does not
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return "[" + ", ".join(map(toml_value, value)) + "]"

@@ -29,17 +29,7 @@ from thoraclip.spelling import tidy
 from thoraclip.spreadsheets import MARK, restore
 from thoraclip.textfiles import WESTERN, encoding_of, lines_of, opened
 
-__all__ = [
-    "NO_CLASS",
-    "NO_VALUE",
-    "UNKNOWN",
-    "Delimited",
-    "Row",
-    "TablePaths",
-    "name_finder",
-    "number",
-    "read_delimited",
-]
+__all__ = ["NO_CLASS", "NO_VALUE", "UNKNOWN", "Delimited", "Row", "TablePaths", "number", "read_delimited"]
 
 UNKNOWN = frozenset(("", "na", "n/a", "#n/a", "nan", "<na>", "none", "null", "unknown"))
 """Cells, in lower case, that say that a value is not known."""
@@ -189,25 +179,20 @@ def _records(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, l
                 return
             if len(cells) > _MOST_COLUMNS:
                 raise ManifestError(f"{path}:{line}: {len(cells)} columns; {_MOST_COLUMNS} are the most, as in Excel")
-            cells = [_stripped(cell) for cell in cells]
+            cells = [cell.strip().strip(_INVISIBLE).strip() for cell in cells]
             if any(cells):
                 yield line, cells
 
 
-def _stripped(cell: str) -> str:
-    cell = cell.strip()
-    return cell if cell.isascii() else cell.strip(_INVISIBLE).strip()
-
-
 def _explained(error: csv.Error, separator: str) -> str:
-    said = first_line(error)
-    if "unexpected end of data" in said:
-        return 'a quote is opened and never closed; close it by "'
-    if "expected after" in said:
-        return f'text stands after a closed quote; write " within quotes as "", and \'{separator}\' after them'
-    if "field limit" in said:
-        return f"a cell of more than {csv.field_size_limit()} characters, or a quote that is never closed; mend it"
-    return f"not a readable CSV file ({said}); mend it"
+    said, most = first_line(error), csv.field_size_limit()
+    known = {
+        "unexpected end of data": 'a quote is opened and never closed; close it by "',
+        "expected after": 'text stands after a closed quote; write " within quotes as "", '
+        f"and '{separator}' after them",
+        "field limit": f"a cell of more than {most} characters, or a quote that is never closed; mend it",
+    }
+    return next((text for part, text in known.items() if part in said), f"not a readable CSV file ({said}); mend it")
 
 
 def _separator(path: Path, encoding: str) -> str:
@@ -279,10 +264,8 @@ class TablePaths:
             if self._has("/".join(parts[start:])):
                 self._above.append(parts[:start])
                 return "/".join(parts[start:])
-        raise ManifestError(
-            f"{where}: path '{text}' is of another machine, and no end of it is a file below {self._root}; "
-            "give paths below that folder"
-        )
+        said = f"path '{text}' is of another machine, and no end of it is a file below {self._root}"
+        raise ManifestError(f"{where}: {said}; give paths below that folder")
 
 
 def name_finder(root: Path) -> Callable[[str], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -11,12 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from thoraclip.errors import InputError, why_not_written
+from thoraclip.errors import NO_ROOM, InputError, why_not_written
 
 __all__ = ["make_folder", "needing_room", "require_room", "take_room", "writing"]
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a disk is full, or a user's share of it."""
 
 
 @contextmanager
@@ -28,9 +24,8 @@ def writing(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({why_not_written(path.parent, error)}); choose another --out"
-        ) from error
+        reason = why_not_written(path.parent, error)
+        raise InputError(f"{path}: cannot be written ({reason}); choose another --out") from error
 
 
 @contextmanager
@@ -41,20 +36,18 @@ def needing_room(path: Path) -> Iterator[None]:
     except Exception as error:  # safetensors has a class of its own, and the system's number only in its text
         said = re.search(r"\(os error (\d+)\)", str(error))
         number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
-        if number not in _NO_ROOM:
+        if number not in NO_ROOM:
             raise
-        raise InputError(
-            f"{path}: cannot be written ({os.strerror(number)}); make room on that disk and run the same command again"
-        ) from error
+        remedy = "make room on that disk and run the same command again"
+        raise InputError(f"{path}: cannot be written ({os.strerror(number)}); {remedy}") from error
 
 
 def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
     """Raise InputError where the disk of a folder has no room for `needed` bytes; the message begins with `what`."""
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:
-        raise InputError(
-            f"{folder}: {what} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; {remedy}"
-        )
+        sizes = f"needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left"
+        raise InputError(f"{folder}: {what} {sizes}; {remedy}")
 
 
 def take_room(stream: IO[bytes], size: int) -> None:
@@ -75,6 +68,5 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({why_not_written(folder, error)}); name another folder"
-        ) from error
+        reason = why_not_written(folder, error)
+        raise InputError(f"{folder}: cannot be written ({reason}); name another folder") from error

@@ -18,16 +18,8 @@ from typing import Any, NoReturn
 from thoraclip.errors import ConfigError, InputError, ThoraclipError, first_line
 
 __all__ = [
-    "LARGE",
-    "Limits",
-    "kept_json",
-    "parse_json",
-    "parse_toml",
-    "read_bytes",
-    "read_json",
-    "read_toml",
-    "regular",
-]
+    "LARGE", "Limits", "kept_json", "parse_json", "parse_toml", "read_bytes", "read_json", "read_toml", "regular",
+]  # fmt: skip
 
 DIGITS = 100
 """Most characters of a number. `tokenizer_config.json` has one of 31; a float holds 10^100."""
@@ -98,11 +90,7 @@ def parse_toml(data: bytes | str, where: object) -> dict[str, Any]:
 
 
 def read_json(
-    path: Path,
-    *,
-    error: type[ThoraclipError] = InputError,
-    remedy: str = "make it again",
-    limits: Limits = Limits(),
+    path: Path, *, error: type[ThoraclipError] = InputError, remedy: str = "make it again", limits: Limits = Limits()
 ) -> Any:
     """The value of a JSON file; raises as `parse_json` and `read_bytes` do."""
     data = read_bytes(path, error=error, remedy=remedy, most=limits.bytes)

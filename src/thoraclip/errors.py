@@ -26,25 +26,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
-    "ConfigError",
-    "ImageError",
-    "InputError",
-    "LeakError",
-    "ManifestError",
-    "MismatchError",
-    "MissingExtraError",
-    "ModelError",
-    "ParityError",
-    "ThoraclipError",
-    "TrainingError",
-    "did_you_mean",
-    "first_line",
-    "named",
-    "printable",
-    "shown",
-    "system_message",
-    "why_not_written",
-]
+    "ConfigError", "ImageError", "InputError", "LeakError", "ManifestError", "MismatchError", "MissingExtraError",
+    "ModelError", "ParityError", "ThoraclipError", "TrainingError", "did_you_mean", "first_line", "named", "printable",
+    "shown", "system_message", "why_not_written",
+]  # fmt: skip
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
@@ -123,8 +108,10 @@ def named(path: object, error: BaseException) -> str:
     return str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}"
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk is full, or a user's share of it."""
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run the same command again"),
+    **dict.fromkeys(NO_ROOM, "make room and run the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or name another"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files, as with ulimit -n 4096"),
     errno.EROFS: "name a place that can be written",
@@ -133,7 +120,7 @@ _REMEDIES = {
 }
 _SHOWN_LETTERS = 80
 _LONGEST_PATH = 1_000  # letters in a message
-_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_WRITTEN = (*NO_ROOM, errno.EROFS)
 
 
 def system_message(error: OSError) -> str:

@@ -33,9 +33,8 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise ManifestError(
-                f"classes {list(self.names)}: a classifier needs two classes or more; add labelled images"
-            )
+            rule = "a classifier needs two classes or more; add labelled images"
+            raise ManifestError(f"classes {list(self.names)}: {rule}")
         if any(not name.strip() for name in self.names):
             raise ManifestError(f"classes {list(self.names)}: a class name is empty; name every class")
         if len(set(self.names)) != len(self.names):
@@ -83,9 +82,8 @@ class PromptSet:
         strange, missing = known.keys() - wanted.keys(), wanted.keys() - known.keys()
         if strange and missing:
             name = known[min(strange)]
-            raise ConfigError(
-                f"prompts '{self.name}': no image is of class '{name}'{did_you_mean(name, wanted.values())}"
-            )
+            near = did_you_mean(name, wanted.values())
+            raise ConfigError(f"prompts '{self.name}': no image is of class '{name}'{near}")
 
 
 @cache
@@ -128,13 +126,13 @@ def _parse_prompts(where: str, content: Mapping[str, object]) -> PromptSet:
     for template in templates:
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise ConfigError(f"{where}: template '{template}' must hold exactly one '{{}}', where the class name goes")
-    tables: dict[str, dict[str, tuple[str, ...]]] = {}
+    tables: list[dict[str, tuple[str, ...]]] = []
     for key in ("classes", "prompts"):
         table = content.get(key, {})
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}: '{key}' must be a table of class name = [texts]")
-        tables[key] = {str(label): _texts(where, f"{key}.{label}", texts) for label, texts in table.items()}
-    return PromptSet(Path(where).stem, templates, tables["classes"], tables["prompts"])
+        tables.append({str(label): _texts(where, f"{key}.{label}", texts) for label, texts in table.items()})
+    return PromptSet(Path(where).stem, templates, *tables)
 
 
 def _texts(where: str, key: str, value: object) -> tuple[str, ...]:

@@ -126,8 +126,9 @@ def writes(
             with locked(Path(out), may_only_read=may_only_read, remark=remark):
                 if file:
                     place = require_file(Path(out))
-                    inputs = (value for name, value in bound.arguments.items() if name != argument and not in_place)
-                    if place.is_file() and any(_is_at(place, value) for value in inputs):
+                    others_given = [value for name, value in bound.arguments.items() if name != argument]
+                    inputs = (v for v in others_given if isinstance(v, str | Path) and "\0" not in str(v))
+                    if not in_place and place.is_file() and any(real_path(Path(v)) == place for v in inputs):
                         raise InputError(f"{out}: is what the command reads; choose another --out")
                 elif is_main_process():
                     require_own(Path(out), own or {}, others or {})
@@ -137,10 +138,6 @@ def writes(
         return run
 
     return mark
-
-
-def _is_at(place: Path, value: object) -> bool:
-    return isinstance(value, str | Path) and "\0" not in str(value) and real_path(Path(value)) == place
 
 
 def is_empty(folder: Path) -> bool:
@@ -164,8 +161,8 @@ def _lock(
                     lock.acquire()
                 return lock
             except Timeout:
-                what = f"another process is writing it; wait for its end, or choose another {option}"
-                raise InputError(f"{out}: {what}") from None
+                remedy = f"wait for its end, or choose another {option}"
+                raise InputError(f"{out}: another process is writing it; {remedy}") from None
             except OSError as raised:
                 error = raised
                 if error.errno not in _NOT_ALLOWED:  # no locks on this file system

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
+from thoraclip.dtypes import Floats, Greys, Singles
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 
@@ -27,7 +25,7 @@ class Predictor(Protocol):
         """How grey pixels become this predictor's input."""
         ...
 
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, pixels: Singles) -> Singles:
         """f32[B, 3, H, W] made by `preprocess` -> f32[B, C], each row sums to 1."""
         ...
 
@@ -40,6 +38,6 @@ class Looker(Predictor, Protocol):
         """Equal for classifiers whose features are the same numbers."""
         ...
 
-    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    def look(self, greys: Greys) -> tuple[Singles, Floats]:
         """u8[B, H, W], made by `imaging.fit` -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
         ...

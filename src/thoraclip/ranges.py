@@ -20,42 +20,11 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, system_message, why_not_written
 
 __all__ = [
-    "NAMED",
-    "AnyBatchSize",
-    "AuditImages",
-    "BatchSize",
-    "Bits",
-    "Count",
-    "FoldCount",
-    "FoldNumber",
-    "Fraction",
-    "Geometry",
-    "ImageCount",
-    "OneOf",
-    "PhantomCount",
-    "Port",
-    "Precision",
-    "Range",
-    "Resamples",
-    "RuntimeName",
-    "SampleSize",
-    "Seed",
-    "Seeds",
-    "Share",
-    "Shots",
-    "Side",
-    "Thumbnails",
-    "Tokens",
-    "Weight",
-    "Weighting",
-    "WordOr",
-    "Workers",
-    "bind",
-    "checked",
-    "conform",
-    "range_text",
-    "require_path",
-]
+    "NAMED", "AnyBatchSize", "AuditImages", "BatchSize", "Bits", "Count", "FoldCount", "FoldNumber", "Fraction",
+    "Geometry", "ImageCount", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples", "RuntimeName",
+    "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight", "Weighting", "WordOr",
+    "Workers", "bind", "checked", "conform", "range_text", "require_path",
+]  # fmt: skip
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,7 +76,8 @@ class WordOr:
         return f"{', '.join(self.words)}, or a whole number {self.numbers}"
 
 
-Geometry = Annotated[str, OneOf(("squash", "crop", "pad"))]
+GEOMETRIES = ("squash", "crop", "pad")
+Geometry = Annotated[str, OneOf(GEOMETRIES)]
 Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
 RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
 """`models.runtimes` has them."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,52 +32,18 @@ from thoraclip.writing import (
 )
 
 __all__ = [
-    "Progress",
-    "RunFolder",
-    "atomic_open",
-    "canonical_json",
-    "digest",
-    "end_sets",
-    "file_sha256",
-    "fold_file",
-    "fold_folder",
-    "folder_digest",
-    "is_empty",
-    "is_main_process",
-    "locked",
-    "make_folder",
-    "needing_room",
-    "process_count",
-    "provenance",
-    "remove_file",
-    "remove_leftovers",
-    "require_file",
-    "require_own",
-    "require_room",
-    "take_room",
-    "unforeseen_errors",
-    "whole_folder",
-    "write_json",
-    "write_text",
-    "writes",
-    "written_together",
-]
+    "Progress", "RunFolder", "atomic_open", "canonical_json", "digest", "end_sets", "file_sha256", "fold_file",
+    "fold_folder", "folder_digest", "is_empty", "is_main_process", "locked", "make_folder", "needing_room",
+    "process_count", "provenance", "remove_file", "remove_leftovers", "require_file", "require_own", "require_room",
+    "take_room", "unforeseen_errors", "whole_folder", "write_json", "write_text", "writes", "written_together",
+]  # fmt: skip
 
 Progress = Callable[[int, int], None]
 """Called with (done, total), 0 for an unknown total; the command line draws it."""
 
 _REPORTED_PACKAGES = (
-    "thoraclip",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "scikit-learn",
-    "numpy",
-    "pyarrow",
-    "pillow",
-    "pydicom",
-)
+    "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom"
+)  # fmt: skip
 
 
 @contextmanager
@@ -145,10 +111,8 @@ def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = No
 
     versions = {}
     for name in _REPORTED_PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

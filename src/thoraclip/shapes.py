@@ -18,18 +18,8 @@ from typing import Any
 from thoraclip.errors import InputError, ThoraclipError, shown
 
 __all__ = [
-    "ANY_NUMBER",
-    "Check",
-    "check",
-    "mapping",
-    "number",
-    "one_of",
-    "optional",
-    "sequence",
-    "table",
-    "text",
-    "whole",
-]
+    "ANY_NUMBER", "Check", "check", "mapping", "number", "one_of", "optional", "sequence", "table", "text", "whole",
+]  # fmt: skip
 
 Check = Callable[[Any], None]
 _LINE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")
@@ -64,27 +54,28 @@ def _shown(value: Any) -> str:
     return shown(value)
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Check:
-    """A finite number in a range, its ends included."""
-    rule = "a number" if math.isinf(low) and math.isinf(high) else f"a number from {low:g} to {high:g}"
-
+def _rule(keeps: Callable[[Any], bool], rule: str) -> Check:
     def look(value: Any) -> None:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        if not keeps(value):
             raise WrongError(value, rule)
 
     return look
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Check:
+    """A finite number in a range, its ends included."""
+    rule = "a number" if math.isinf(low) and math.isinf(high) else f"a number from {low:g} to {high:g}"
+    return _rule(lambda v: _is(v, int | float) and math.isfinite(v) and low <= v <= high, rule)
 
 
 def whole(low: int = 0, high: int = ANY_NUMBER) -> Check:
     """A whole number in a range, its ends included."""
     rule = f"a whole number of {low} or more" if high == ANY_NUMBER else f"a whole number from {low} to {high}"
+    return _rule(lambda v: _is(v, int) and low <= v <= high, rule)
 
-    def look(value: Any) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise WrongError(value, rule)
 
-    return look
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def text(value: Any) -> None:
@@ -95,12 +86,7 @@ def text(value: Any) -> None:
 
 def one_of(*choices: Any) -> Check:
     """One of some texts or numbers."""
-
-    def look(value: Any) -> None:
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise WrongError(value, f"one of {list(choices)}")
-
-    return look
+    return _rule(lambda v: any(type(v) is type(one) and v == one for one in choices), f"one of {list(choices)}")
 
 
 def optional(of: Check) -> Check:

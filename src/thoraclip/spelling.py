@@ -56,8 +56,7 @@ def tidy(text: str) -> str:
 
 def tidy_note(what: str, changed: Mapping[str, int]) -> str:
     """A line that says how many values were written untidily; `changed` is untidy value -> rows."""
-    first = min(changed)
-    rows = sum(changed.values())
+    first, rows = min(changed), sum(changed.values())
     return f"{what}: spaces, invisible characters, accents tidied in {rows} rows, first {first!a} -> {tidy(first)!a}"
 
 
@@ -183,7 +182,7 @@ class LabelMap:
 
     def __init__(self, given: Mapping[str, str] | Sequence[str] | str = (), *, apart: Iterable[str] = ()) -> None:
         texts = [given] if isinstance(given, str) else given
-        pairs = list(texts.items()) if isinstance(texts, Mapping) else [_pair(text) for text in texts]
+        pairs = texts.items() if isinstance(texts, Mapping) else map(_pair, texts)
         self._new: dict[str, str] = {}
         self._apart = frozenset(map(tidy, apart))
         for raw_old, raw_new in pairs:

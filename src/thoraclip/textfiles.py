@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from thoraclip.errors import InputError, ManifestError
 
@@ -46,17 +46,14 @@ _REMEDY = "save the table again as CSV (UTF-8)"
 
 
 @contextmanager
-def opened(path: Path, encoding: str) -> Iterator[TextIO]:
-    """A file as text, with its line ends as they are; raises InputError where it cannot be read."""
+def opened(path: Path, encoding: str = "") -> Iterator[IO[Any]]:
+    """A file as text, with its line ends as they are, or without an encoding as bytes; raises InputError where it
+    cannot be read."""
     errors = _KEPT if encoding.startswith("utf-8") else "strict"
-    with _readable(path), path.open(encoding=encoding, errors=errors, newline="") as stream:
-        yield stream
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
+    text: dict[str, Any] = {"encoding": encoding, "errors": errors, "newline": ""} if encoding else {}
     try:
-        yield
+        with path.open("r" if encoding else "rb", **text) as stream:
+            yield stream
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a readable file") from error
 
@@ -72,7 +69,7 @@ def encoding_of(path: Path, *, keep_bytes: bool = False) -> tuple[str, list[str]
         InputError: it cannot be read.
         ManifestError: another encoding, no text, or a line of more than a million characters.
     """
-    with _readable(path), path.open("rb") as stream:
+    with opened(path) as stream:
         start = stream.read(4096)
     for beginning, what in _OTHERS.items():
         if re.match(beginning, start):
@@ -86,7 +83,9 @@ def encoding_of(path: Path, *, keep_bytes: bool = False) -> tuple[str, list[str]
     if encoding != "utf-8" or not said.startswith("not UTF-8"):
         raise ManifestError(f"{path}:{line}: {said}; {_REMEDY}")
     other = _first_fault(path, WESTERN)
-    if other is not None or _has_utf8(path):
+    with opened(path) as stream:  # characters that are UTF-8, beside other bytes, would be two or more in Windows-1252
+        has_utf8 = any(_UTF8.search(block) for block in iter(lambda: stream.read(_BLOCK), b""))
+    if other is not None or has_utf8:
         why = f"; in Windows-1252, line {other[0]}: {other[1]}" if other else ", but other bytes are"
         raise ManifestError(f"{path}:{line}: {said}{why}; {_REMEDY}")
     with opened(path, WESTERN) as text:
@@ -123,7 +122,7 @@ def _first_fault(path: Path, encoding: str, errors: str = "strict") -> tuple[int
 
 def _decoded(path: Path, encoding: str, errors: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)(errors)
-    with _readable(path), path.open("rb") as stream:
+    with opened(path) as stream:
         while block := stream.read(_BLOCK):
             yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
@@ -146,17 +145,9 @@ def _too_long(text: str) -> str:
     return f"a line of more than {_LONGEST_LINE} characters, '{text[:40]}...'; a table has a line for each image"
 
 
-def _has_utf8(path: Path) -> bool:
-    """Whether a file holds, beside other bytes, characters that are UTF-8 and would be two or more in Windows-1252."""
-    with _readable(path), path.open("rb") as stream:
-        return any(_UTF8.search(block) for block in iter(lambda: stream.read(_BLOCK), b""))
-
-
-def lines_of(stream: TextIO, path: Path) -> Iterator[str]:
+def lines_of(stream: IO[str], path: Path) -> Iterator[str]:
     """Each line with its end; raises ManifestError for one that is longer than a table's."""
-    line = 0
-    while text := stream.readline(_LONGEST_LINE + 1):
-        line += 1
+    for line, text in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), ""), start=1):
         if len(text) > _LONGEST_LINE and not text.endswith(("\n", "\r")):
             raise ManifestError(f"{path}:{line}: {_too_long(text)}")
         yield text

@@ -32,20 +32,9 @@ from thoraclip.errors import InputError
 from thoraclip.interrupts import uninterrupted
 
 __all__ = [
-    "HELD",
-    "atomic_open",
-    "end_sets",
-    "hidden",
-    "real_path",
-    "remove_file",
-    "remove_leftovers",
-    "require_file",
-    "require_own",
-    "whole_folder",
-    "write_json",
-    "write_text",
-    "written_together",
-]
+    "HELD", "atomic_open", "end_sets", "hidden", "real_path", "remove_file", "remove_leftovers", "require_file",
+    "require_own", "whole_folder", "write_json", "write_text", "written_together",
+]  # fmt: skip
 
 _PART, _SET = ".thoraclip-part", ".thoraclip-set"
 _LONGEST_NAME = 200

@@ -56,11 +56,11 @@ def test_an_actor_that_is_at_home_elsewhere_gives_the_same_rows(
     """Of all pictures, and of those that are left of a table that threads began."""
     usual, seen, home = BundleClassifier.classify_each, list[Path](), Path.cwd()
 
-    def until_done(self, sources):
+    def until_done(self, sources, depths):
         if len(seen) >= done:
             raise KeyboardInterrupt
         seen.extend(sources)
-        return usual(self, sources)
+        return usual(self, sources, depths)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(BundleClassifier, "classify_each", until_done)

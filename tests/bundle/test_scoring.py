@@ -467,7 +467,7 @@ class Archive:
 class Instant(FakeClassifier):
     """Every tenth picture cannot be read; nothing is kept."""
 
-    def classify_each(self, sources: Any) -> list[Prediction | ImageError]:
+    def classify_each(self, sources: Any, depths: object = None) -> list[Prediction | ImageError]:
         scores = {"COVID-19": 0.25, "Non-COVID": 0.25, "Normal": 0.5}
         good = Prediction("Normal", scores, ("Normal",), False, 0.1)
         return [ImageError(f"{one}: damaged") if one.parent.name.endswith("7") else good for one in sources]

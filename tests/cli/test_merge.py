@@ -187,7 +187,7 @@ def test_a_folder_that_is_another_classifier_is_not_left(
 
     monkeypatch.setattr(module, "write_plain", spoiled)
     with pytest.raises(
-        ParityError, match=r"probe: on equal pixels the folder's logits differ by 0.00105 from the run's"
+        ParityError, match=r"probe: on equal pixels the folder's logits differ by 0\.00(09|1)\d* from the run's"
     ):
         thoraclip.merge(workshop.run("probe"), out=out)
     assert not any(tmp_path.iterdir())

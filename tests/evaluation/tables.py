@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from thoraclip.evaluation.audit import Facts, audit_report
+from thoraclip.evaluation.metrics import METRICS, Scored
 from thoraclip.evaluation.report import MethodResult
 from thoraclip.evaluation.shortcuts import Answers, ShortcutTest
 from thoraclip.labels import LabelSet
@@ -90,3 +91,8 @@ def audit(
         without_duplicates=None, has_masks=True,
     )  # fmt: skip
     return audit_report(replace(facts, **changed), resamples=100, seed=3)
+
+
+def headline(scored: Scored) -> dict[str, float | None]:
+    """Every headline metric of one table."""
+    return {name: metric.point(scored) for name, metric in METRICS.items()}

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples
+from tests.evaluation.tables import headline
 
 from thoraclip.evaluation.calibration import equal_mass_bins
-from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, headline, per_class
+from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, per_class
 from thoraclip.evaluation.resampling import PreparedTable, resample_weights
 
 

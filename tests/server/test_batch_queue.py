@@ -35,6 +35,7 @@ class Stub:
 
     labels, preprocess, features_key = LabelSet(("dark", "bright")), SPEC, ("stub",)
     bundle, read = SimpleNamespace(note_on=lambda _: "stub"), staticmethod(decode)
+    classify_each = BundleClassifier.classify_each
 
     def __init__(self, together: int, *, is_let: bool) -> None:
         self.together, self.calls = together, list[int]()
@@ -163,6 +164,24 @@ def test_a_fault_of_the_model_reaches_who_asked_and_nobody_else(queues: Any, mon
         patch.setattr(stub, "classify_greys", lambda _: 1 / 0)
         asyncio.run(queue.predict([picture(1), picture(2)]))
     assert levels(asyncio.run(queue.predict([picture(3)]))) == [3]
+
+
+def test_a_fault_of_the_decoder_reaches_who_asked_and_nobody_else(queues: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three requests of one batch."""
+    stub, queue = queues(together=4, is_let=False)
+    monkeypatch.setattr(stub, "read", lambda data, **how: 1 / 0 if data == b"odd" else decode(data, **how))
+
+    async def ask() -> list[Any]:
+        first = await begun(stub, queue)
+        asked = [asyncio.create_task(queue.predict([data])) for data in (picture(7), b"odd", picture(9))]
+        while queue.waiting < 3:
+            await asyncio.sleep(0.001)
+        stub.go.set()
+        await first
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    before, odd, after = asyncio.run(ask())
+    assert levels([*before, *after]) == [7, 9] and isinstance(odd, ZeroDivisionError)
 
 
 async def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(queues: Any) -> None:

@@ -17,7 +17,7 @@ from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
 from thoraclip.methods.training import folds
 from thoraclip.runs import write_json
-from thoraclip.study import plan, running
+from thoraclip.study import running, timing
 from thoraclip.tables.manifest import write_manifest
 
 
@@ -68,4 +68,4 @@ def undrawn() -> Iterator[None]:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run takes every network for one that needs half a second an image, and loads none to time it."""
-    monkeypatch.setattr(plan._Planner, "_seconds_an_image", lambda *_: 0.5)
+    monkeypatch.setattr(timing.Timing, "image", lambda *_: 0.5)

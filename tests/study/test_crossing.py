@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from thoraclip.evaluation.encoders import with_encoders
 from thoraclip.evaluation.reading import three_digits
 from thoraclip.evaluation.render import html_page, markdown_page
 from thoraclip.evaluation.report import judge
-from thoraclip.study.crossing import short_names
+from thoraclip.methods import encoders as encoders_module
+from thoraclip.methods.encoders import EncoderConfig
+from thoraclip.models import dual_encoder as loading
+from thoraclip.study.crossing import encoder_costs, short_names
 from thoraclip.study.plan import plan_study
 from thoraclip.study.reading import read_study
 from thoraclip.study.running import run_study
@@ -45,7 +49,7 @@ LORA = {"steps": 1, "batch_size": 4, "loss": "prompt_ce", "then": "probe"}
 
 @pytest.mark.usefixtures("undrawn")
 def test_every_method_without_a_model_runs_with_every_encoder(
-    encoders: list[Path], images: Path, tmp_path: Path
+    encoders: list[Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = 'audit = "none"\nresamples = 100\nonly_folds = [0]\n'
     text += method("zeroshot", "zero-shot") + method("probe", "probe", l2_steps=2) + method("finetune", "LoRA", **LORA)
@@ -79,8 +83,25 @@ def test_every_method_without_a_model_runs_with_every_encoder(
     ]
     for row in table["rows"]:
         assert row["parameters"] > 0 and row["dimension"] == 16 and row["images_per_second"] > 0
+    monkeypatch.setattr(loading, "load_vision_encoder", lambda *_, **__: pytest.fail("weights are loaded"))
+    encoders_module._load.cache_clear()
     again = run_study(*read_study(out / "config.toml", {}), out)
     assert again == report, "the resolved study names the same rows, and what was timed is kept"
+
+
+def test_costs_are_kept_for_weights_whose_files_are_others_by_now(encoders: list[Path], tmp_path: Path) -> None:
+    model = shutil.copytree(encoders[1], tmp_path / "dino")
+    config, timed = EncoderConfig(model=str(model), precision="fp32"), list[object]()
+    for text in ("", "a note"):
+        (model / "README.md").write_text(text, encoding="utf-8")
+        timed.append(encoder_costs({"dino": config}, tmp_path))
+    assert timed[0] == timed[1]
+    kept = json.loads((tmp_path / "costs.json").read_text(encoding="utf-8"))
+    older = {key: value for key, value in kept.items() if isinstance(value, dict)}  # of a study by an earlier version
+    assert len(older) == 1 and len(kept) == 3
+    (tmp_path / "costs.json").write_text(json.dumps(older), encoding="utf-8")
+    assert encoder_costs({"dino": config}, tmp_path) == timed[0]
+    assert json.loads((tmp_path / "costs.json").read_text(encoding="utf-8")).items() > older.items()
 
 
 def test_a_cell_holds_the_paired_difference_from_the_best_of_its_head() -> None:

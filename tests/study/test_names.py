@@ -14,7 +14,7 @@ from tests.conftest import examples
 from thoraclip.config import toml_value
 from thoraclip.errors import ConfigError, ThoraclipError
 from thoraclip.study import read_study
-from thoraclip.study.names import folder_name, require_name
+from thoraclip.study.reading import folder_name, require_name
 
 NAMES = [
     "../x",

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path, writes
+from thoraclip.api.hooks import File, config_of, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
 from thoraclip.ranges import Bits, FoldCount, PhantomCount, Seed, Share, Side, checked
 from thoraclip.runs import Progress, require_own, written_together
 from thoraclip.spelling import LabelMap
 
 if TYPE_CHECKING:
-    from thoraclip.api.hooks import Images
+    from thoraclip.api.hooks import Files, Fractions, Images
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
     from thoraclip.tables.manifest import Manifest
-    from thoraclip.tables.predictions import Predictions
-
-    Files = str | Path | Sequence[str | Path]
-    Fractions = str | Sequence[float]
 
 __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
@@ -129,28 +126,19 @@ def check(
     """
     from thoraclip.data.check import check as find_faults
     from thoraclip.data.check import write_check
-
-    images = read_images(manifest, may_leak=True)
-    draw, _ = hooks(progress, None)
-    options: dict[str, Any] = {"predictions": _held_out(predictions), "seed": seed, "progress": draw}
-    if out is None:
-        with tempfile.TemporaryDirectory() as work:
-            return find_faults(images, Path(work) if pictures else None, **options)
-    content = find_faults(images, Path(out) / "inspection" if pictures else None, **options)
-    write_check(content, images, Path(out))
-    return content
-
-
-def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
-    """(names, tables) of run folders or files; of a run with a split also its validation scores."""
     from thoraclip.tables.predictions import read_predictions, read_validation
 
-    files = [Path(file) for file in ([given] if isinstance(given, str | Path) else given or ())]
-    tables = []
-    for file in files:
+    images, tables, draw = read_images(manifest, may_leak=True), [], hooks(progress, None)[0]
+    files = [Path(file) for file in ([predictions] if isinstance(predictions, str | Path) else predictions or ())]
+    for file in files:  # of a run with a split also its validation scores
         own = read_predictions(file)
         tables += [own, *(table for table in read_validation(file) if not {*own.image_id} & {*table.image_id})]
-    return (", ".join(file.name for file in files), tables) if files else None
+    held_out = (", ".join(file.name for file in files), tables) if files else None
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(Path(out) / "inspection") as work:
+        content = find_faults(images, Path(work) if pictures else None, predictions=held_out, seed=seed, progress=draw)
+    if out is not None:
+        write_check(content, images, Path(out))
+    return content
 
 
 @checked
@@ -174,8 +162,7 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     from thoraclip.tables.manifest import require_place, write_manifest
 
     require_place(Path(out), "manifest")
-    done = read_images(manifest, may_leak=True).select(where)
-    write_manifest(Path(out), done)
+    write_manifest(Path(out), done := read_images(manifest, may_leak=True).select(where))
     return done
 
 
@@ -204,8 +191,7 @@ def overlap(
     from thoraclip.data.overlap import compare_manifests, write_overlap
 
     manifests = read_images(a, may_leak=True), read_images(b, may_leak=True)
-    draw, _ = hooks(progress, None)
-    content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=draw)
+    content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=hooks(progress, None)[0])
     write_overlap(content, *manifests, Path(out))
     return content
 
@@ -242,15 +228,14 @@ def split(
         raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
     require_place(Path(out), "manifest")
     images = read_images(manifest, may_leak=True)
-    if duplicates is not None:
-        images = read_clusters(images, Path(duplicates))
-    if folds is not None:
-        done = split_folds(images, folds=folds, seed=seed)
-    else:
+    images = images if duplicates is None else read_clusters(images, Path(duplicates))
+    if folds is None:
         shares = parse_fractions(fractions) if isinstance(fractions, str) else fractions or ()
-        done = split_fractions(images, fractions=shares, seed=seed)
-    write_manifest(Path(out), done)
-    return done
+        images = split_fractions(images, fractions=shares, seed=seed)
+    else:
+        images = split_folds(images, folds=folds, seed=seed)
+    write_manifest(Path(out), images)
+    return images
 
 
 @checked
@@ -271,8 +256,7 @@ def card(manifest: File, *, out: File, config: File | None = None, check: File |
     from thoraclip.cards import CardSettings, write_card
     from thoraclip.data.check import read_check
 
-    chosen = settings_of(CardSettings, config, settings, where="card")
-    images = read_images(manifest, may_leak=True)
+    chosen, images = settings_of(CardSettings, config, settings, where="card"), read_images(manifest, may_leak=True)
     findings = read_check(Path(check), images, whole=True) if check else None
     write_card(Path(manifest), images, chosen, Path(out), check=findings)
     return Path(out) / "data-card.md"
@@ -307,10 +291,9 @@ def phantom(
     Returns:
         What was drawn; `root` is the folder.
     """
+    named = locals()
     from thoraclip.data.phantom import PhantomConfig, parse_shortcut, write_phantoms
 
     kind, strength = parse_shortcut(shortcut)
-    config = PhantomConfig(
-        images=images, size=size, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
-    )
+    config = config_of(PhantomConfig, {**named, "shortcut": kind, "shortcut_strength": strength})
     return write_phantoms(Path(folder), config, progress=hooks(progress, None)[0])

@@ -12,10 +12,9 @@ from thoraclip.ranges import Bits, FoldNumber, Port, SampleSize, Seed, Thumbnail
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
-    from thoraclip.api.hooks import Images
+    from thoraclip.api.hooks import Files, Images
     from thoraclip.bundle.scoring import ScoringSummary
 
-    Files = str | Path | Sequence[str | Path]
     Output = str | Path | IO[bytes]
 
 __all__ = ["export", "merge", "predict", "serve"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
     Images = str | Path | Manifest
     """A manifest file, or the manifest itself."""
+    Files = str | Path | Sequence[str | Path]
+    Fractions = str | Sequence[float]
 
-__all__ = ["REPORT_FILES", "RUN_FILES", "Announce", "File", "hooks", "read_images", "settings_of", "to_path", "writes"]
+__all__ = [
+    "REPORT_FILES", "RUN_FILES", "Announce", "File",
+    "config_of", "hooks", "read_images", "settings_of", "to_path", "writes",
+]  # fmt: skip
 
 File = str | Path
 Announce = Callable[[str], None]
-More = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 T = TypeVar("T", bound="Settings")
 
 REPORT_FILES = {"report.json": ("report.md", "report.html", "report.tex")}
@@ -44,12 +48,12 @@ def read_images(given: Images, *, may_leak: bool = False, log: Announce = lambda
     """
     from thoraclip.tables.manifest import Manifest, read_manifest
 
-    if not isinstance(given, Manifest):
-        manifest = read_manifest(Path(given), may_leak=may_leak)
-        for note in manifest.notes:
-            log(f"note: {note}")
-        return manifest
-    return given.strict() if given.may_leak and not may_leak else given
+    if isinstance(given, Manifest):
+        return given if may_leak else given.strict()
+    manifest = read_manifest(Path(given), may_leak=may_leak)
+    for note in manifest.notes:
+        log(f"note: {note}")
+    return manifest
 
 
 def to_path(given: File | None) -> Path | None:
@@ -57,11 +61,18 @@ def to_path(given: File | None) -> Path | None:
     return None if given is None else Path(given)
 
 
+def config_of(cls: type[T], named: Mapping[str, Any]) -> T:
+    """The settings of a dataclass that are among some arguments by name."""
+    from thoraclip.config import field_kinds
+
+    return cls(**{name: named[name] for name in field_kinds(cls) if name in named})  # type: ignore[arg-type]
+
+
 def settings_of(
-    cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str, more: More = lambda _: {}
+    cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str, more: Any = lambda _: {}
 ) -> T:
     """The settings of a dataclass: the TOML file's, whose `kind`, if any, must be `where`, and over them the keywords';
-    `more` gives settings that follow from those.
+    `more` makes of those the settings that follow from them.
 
     Raises:
         ConfigError: an unknown name, a value of the wrong type, or a file of another method.

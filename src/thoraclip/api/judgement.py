@@ -15,13 +15,12 @@ from thoraclip.ranges import FoldNumber, Resamples, Seed, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
-    from thoraclip.api.hooks import Images
+    from thoraclip.api.hooks import Files, Images
     from thoraclip.bundle.format import Bundle
     from thoraclip.methods.audit.sample import AuditTarget
     from thoraclip.predictor import Predictor
     from thoraclip.tables.manifest import Manifest
 
-    Files = str | Path | Sequence[str | Path]
     Shares = Mapping[str, float] | Sequence[str] | str
 
 __all__ = ["audit", "explain", "report"]
@@ -69,35 +68,25 @@ def report(
     names = _row_names([Path(file) for file in given])
     images = None if manifest is None else read_images(manifest)
     patients, paths = (images.by_id("patient"), images.paths_by_id()) if images else ({}, None)
-    methods = [
-        MethodResult(
-            name=name,
-            kind="predictions",
-            predictions=(read_predictions(file).with_patients(patients),),
-            validation=(tuple(table.with_patients(patients) for table in read_validation(file.parent)),)
-            if file.name == "predictions.parquet"
-            else (),
-            is_trained=is_trained(file.parent / "config.toml"),
-        )
-        for name, file in names.items()
-    ]
-    facts = provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()})
+    methods, notes = [], list[str]()
+    for name, file in names.items():
+        table, run = read_predictions(file).with_patients(patients), file.parent
+        facts: dict[str, Any] = {"predictions": (table,), "is_trained": is_trained(run / "config.toml")}
+        if file.name == "predictions.parquet":
+            facts["validation"] = (tuple(scored.with_patients(patients) for scored in read_validation(run)),)
+        methods.append(MethodResult(name=name, kind="predictions", **facts))
+        notes += empty_adapters(name, [run])
+    if methods and paths is not None:
+        notes += _on_lost(methods[0].predictions[0].image_id, paths)
     content = judge(
         methods,
         title=title,
         resamples=resamples,
         seed=seed,
-        provenance=facts,
+        provenance=provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()}),
         groups=group_columns(images) if images else None,
         prevalence=stated,
-        notes=[
-            *(note for name, file in names.items() for note in empty_adapters(name, [file.parent])),
-            *(
-                _on_lost([i for m in methods[:1] for i in m.predictions[0].image_id], paths)
-                if paths is not None
-                else ()
-            ),
-        ],
+        notes=notes,
     )
     load = None if images is None else picture_loader(images)
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails, load=load)

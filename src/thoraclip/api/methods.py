@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thoraclip.api.hooks import RUN_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
+from thoraclip.api.hooks import RUN_FILES, Announce, File, config_of, hooks, read_images, settings_of, to_path, writes
 from thoraclip.api.results import Run
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
@@ -66,23 +66,11 @@ def caption(
         pixels: folder that keeps decoded images, so that each is decoded once for all methods.
         progress, announce: see `thoraclip.api`.
     """
+    named = locals()
     from thoraclip.methods.caption import EVERYWHERE_LEAKS, CaptionConfig
     from thoraclip.methods.caption import caption as write
 
-    config = CaptionConfig(
-        captioner=captioner,
-        model=str(model),
-        column=column,
-        append_label=append_label,
-        everywhere=everywhere,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        geometry=geometry,
-        batch_size=batch_size,
-        precision=precision,
-        seed=seed,
-    )
-    draw, log = hooks(progress, announce)
+    config, (draw, log) = config_of(CaptionConfig, named), hooks(progress, announce)
     if everywhere:
         log(EVERYWHERE_LEAKS)
     return write(read_images(manifest, log=log), config, Path(out), pixels=to_path(pixels), progress=draw)
@@ -128,6 +116,7 @@ def embed(
     Returns:
         The features; `None` in all but the first of several processes.
     """
+    named = locals()
     from thoraclip.engine import require_engine
     from thoraclip.methods.embed import embed as write
     from thoraclip.methods.encoders import EncoderConfig, load_encoder
@@ -137,16 +126,7 @@ def embed(
     require_engine(engine, workers=workers)
     if engine == "ray" and (pixels is not None or process_count() > 1):
         raise ConfigError("engine = ray decodes where it encodes: leave out --pixels, and start it without a launcher")
-    images = read_images(manifest)
-    config = EncoderConfig(
-        model=str(model),
-        adapter=str(adapter),
-        geometry=geometry,
-        batch_size=batch_size,
-        precision=precision,
-        runtime=runtime,
-    )
-    draw, log = hooks(progress, announce)
+    images, config, (draw, log) = read_images(manifest), config_of(EncoderConfig, named), hooks(progress, announce)
     group = ProcessGroup() if process_count() > 1 else None
     encoder = load_encoder(config)
     done = write(

@@ -43,8 +43,7 @@ class Pace:
         now = time.monotonic()
         if done < self._done or total != self._total:
             self._first, self._began = done, now
-        self._done, self._total = done, total
-        passed = now - self._began
+        self._done, self._total, passed = done, total, now - self._began
         rate = (done - self._first) / passed if passed > 0.5 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
         return f"images: {done}{f'/{total}' if total else ''}" + (f", {rate:.0f}/s" if rate else "") + left

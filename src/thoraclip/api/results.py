@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,33 @@ if TYPE_CHECKING:
 
 __all__ = ["Figure", "Report", "Run", "is_trained"]
 
-_NOT_FOR_DIAGNOSIS = "Research use only, not for diagnosis."
+NOT_FOR_DIAGNOSIS = "Research use only, not for diagnosis."
+
+
+class _Shown:
+    """What prints as a table."""
+
+    def _shown(self) -> tuple[str, list[list[str]], list[str]]:
+        """(caption, table, lines below it)."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Columns set apart by two spaces, between the caption and the lines."""
+        caption, rows, notes = self._shown()
+        cells = [[printable(cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        return "\n".join([printable(caption), *lines, *map(printable, notes)])
+
+    def _repr_html_(self) -> str:
+        """A table without colours of its own, which a notebook shows in its theme."""
+        from thoraclip.pages import environment
+
+        caption, (header, *rows), notes = self._shown()
+        page = environment("thoraclip.pages", html=True).get_template("notebook.html.j2")
+        return page.render(caption=caption, header=header, rows=rows, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -37,7 +63,7 @@ class Figure:
         return self.svg
 
 
-class Report(dict[str, Any]):
+class Report(_Shown, dict[str, Any]):
     """A comparison of methods: the content of `report.json` as a mapping, with its table and its figures.
 
     Args:
@@ -88,22 +114,15 @@ class Report(dict[str, Any]):
         real = ranked(self["methods"])
         return [*real, *self["failed"], *ordered(self["methods"])[len(real) :]]
 
-    def __repr__(self) -> str:
-        return _as_text(*self._shown())
-
-    def _repr_html_(self) -> str:
-        return _as_html(*self._shown())
-
     def _shown(self) -> tuple[str, list[list[str]], list[str]]:
-        """(caption, table, lines below it)."""
         images = self["sample"]["n"] if self["sample"] else 0
-        foot = f"{_NOT_FOR_DIAGNOSIS} Page: {self.folder / 'report.html'}"
         caption = f"{self['title']}: {images:,} images; %, with 95 % intervals"
+        foot = f"{NOT_FOR_DIAGNOSIS} Page: {self.folder / 'report.html'}"
         return caption, self.rows(), [self["reading"][0], foot]
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(_Shown):
     """A finished run of a method. Where a function takes the folder of a run, it takes the run as well.
 
     `predictions, details = run` takes two of its parts.
@@ -125,9 +144,8 @@ class Run:
         """
         from thoraclip.evaluation.report import MethodResult, method_metrics
 
-        trained = is_trained(self.folder / "config.toml")
-        one = MethodResult(name=self.kind, kind=self.kind, predictions=(self.predictions,), is_trained=trained)
-        return method_metrics(one)
+        trained, tables = is_trained(self.folder / "config.toml"), (self.predictions,)
+        return method_metrics(MethodResult(name=self.kind, kind=self.kind, predictions=tables, is_trained=trained))
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -135,20 +153,16 @@ class Run:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.predictions, self.details))
 
-    def __repr__(self) -> str:
-        return _as_text(*self._shown())
-
-    def _repr_html_(self) -> str:
-        return _as_html(*self._shown())
-
     def _shown(self) -> tuple[str, list[list[str]], list[str]]:
-        """(caption, table, lines below it); without a labelled image the reason, since an object must print."""
-        caption = f"{self.kind}: {len(self.predictions):,} images scored; %, with 95 % intervals"
-        foot = f"{_NOT_FOR_DIAGNOSIS} Folder: {self.folder}"
+        """Without a labelled image the reason below the table, since an object must print."""
+        metrics, reasons = dict[str, Any](), list[str]()
         try:
-            return caption, [_header(), [self.kind, *_cells(self.metrics)]], [foot]
+            metrics |= self.metrics
         except ThoraclipError as error:
-            return caption, [_header(), [self.kind, *_cells({})]], [str(error), foot]
+            reasons.append(str(error))
+        caption = f"{self.kind}: {len(self.predictions):,} images scored; %, with 95 % intervals"
+        foot = f"{NOT_FOR_DIAGNOSIS} Folder: {self.folder}"
+        return caption, [_header(), [self.kind, *_cells(metrics)]], [*reasons, foot]
 
 
 def is_trained(config: Path) -> bool:
@@ -179,19 +193,3 @@ def _cells(metrics: Mapping[str, Any] | None) -> list[str]:
     if metrics is None:
         return ["failed", *[""] * (len(COLUMNS) - 1)]
     return [share_interval(metrics.get(name)) for name in COLUMNS]
-
-
-def _as_text(caption: str, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """Columns set apart by two spaces, between a caption and lines below."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([printable(caption), *lines, *map(printable, notes)])
-
-
-def _as_html(caption: str, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """A table without colours of its own, which a notebook shows in its theme."""
-    from thoraclip.pages import environment
-
-    page = environment("thoraclip.pages", html=True).get_template("notebook.html.j2")
-    return page.render(caption=caption, header=rows[0], rows=rows[1:], notes=notes)

@@ -13,7 +13,6 @@ from thoraclip.runs import Progress
 
 __all__ = ["demo", "run_study"]
 
-_FEWEST_PHANTOMS = 60
 _OF_A_RUN = {"done.json": "a run"}
 
 
@@ -43,15 +42,15 @@ def demo(
     from thoraclip.study import demo_study
     from thoraclip.study import run_study as run
 
-    if images < _FEWEST_PHANTOMS:
-        raise ConfigError(f"images = {images}: the demo needs {_FEWEST_PHANTOMS} or more")
+    if images < 60:
+        raise ConfigError(f"images = {images}: the demo needs 60 or more")
     draw, log = hooks(progress, announce)
+    out = Path(out)
     log(f"drawing {images} phantoms")
     config = PhantomConfig(images=images, seed=seed, difficulty=0.0)
-    summary = write_phantoms(Path(out) / "phantoms", config, progress=draw)
+    summary = write_phantoms(out / "phantoms", config, progress=draw)
     log(f"{summary.images} phantoms of {summary.patients} patients")
-    study, methods = demo_study(summary.root, Path(out) / "phantoms.parquet")
-    return Report(run(study, methods, Path(out), announce=log, progress=draw), Path(out))
+    return Report(run(*demo_study(summary.root, out / "phantoms.parquet"), out, announce=log, progress=draw), out)
 
 
 @checked

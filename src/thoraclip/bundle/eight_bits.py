@@ -70,7 +70,7 @@ def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
         else:
             writer.nodes.append(node)
     used = {name for node in writer.nodes for name in node.input}
-    kept = [one for one in [*graph.initializer, *writer.constants] if one.name in used]
+    kept = [one for one in [*graph.initializer, *writer.constants.values()] if one.name in used]
     del graph.node[:], graph.initializer[:], graph.value_info[:], model.opset_import[:]
     graph.node.extend(writer.nodes)
     graph.initializer.extend(kept)
@@ -168,9 +168,8 @@ class _Writer:
 
     def __init__(self, measured: dict[str, _Activation], of_bytes: set[str]) -> None:
         self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
+        self.constants: dict[str, TensorProto] = {}
         self._measured, self._bytes = measured, of_bytes
-        self._known: set[str] = set()
         self._digits: dict[str, tuple[str, str | None]] = {}
         self._zeros: dict[tuple[tuple[int, ...], int], str] = {}
 
@@ -178,9 +177,7 @@ class _Writer:
         """Name of a constant; equal small ones share one."""
         array = np.asarray(value)
         name = name or f"eight.{array.dtype}.{array.tolist()}"
-        if name not in self._known:
-            self._known.add(name)
-            self.constants.append(numpy_helper.from_array(array, name))
+        self.constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
     def _add(self, kind: str, inputs: list[str], output: str, **given: object) -> str:
@@ -191,7 +188,7 @@ class _Writer:
         """The nodes that take the place of one product."""
         x, out = node.input[0], node.output[0]
         if x not in self._digits:
-            self._digits[x] = self._of_bytes(x) if x in self._bytes else self._rounded(x)
+            self._digits[x] = self._rounded(x)
         digits, scale = self._digits[x]
         q, t = rounded(matrix)
         weights = self._constant((q.astype(np.int16) + _MIDDLE).astype(np.uint8), f"{out}{WEIGHTS_END}")
@@ -208,15 +205,13 @@ class _Writer:
         shape = [-1, *self._measured[x].between, matrix.shape[1]]
         self._add("Reshape", [y, self._constant(np.array(shape))], out)
 
-    def _of_bytes(self, x: str) -> tuple[str, None]:
-        """(digits u8[rows, features], no scale): whole numbers stay."""
-        flat, one, zero = self._flat(x), self._constant(np.float32(1)), self._constant(np.uint8(0))
-        return self._add("QuantizeLinear", [flat, one, zero], f"{x}.digits"), None
-
-    def _rounded(self, x: str) -> tuple[str, str]:
-        """(digits u8[rows, features], scales f32[rows, 1]) of an activation."""
+    def _rounded(self, x: str) -> tuple[str, str | None]:
+        """(digits u8[rows, features], scales f32[rows, 1]) of an activation; bytes stay, and have no scales."""
         seen = self._measured[x]
-        flat = self._flat(x)
+        flat = self._add("Flatten", [x], f"{x}.flat", axis=-1) if seen.between else x
+        if x in self._bytes:
+            one, zero = self._constant(np.float32(1)), self._constant(np.uint8(0))
+            return self._add("QuantizeLinear", [flat, one, zero], f"{x}.digits"), None
         largest = self._add("Abs", [flat], f"{x}.absolute") if seen.zero == _MIDDLE else flat
         top = self._add("ReduceMax", [largest, self._constant(np.array([-1]))], f"{x}.top", keepdims=0)
         span = 127 if seen.zero == _MIDDLE else 255 - seen.zero
@@ -224,10 +219,6 @@ class _Writer:
         scale = self._add("Max", [scale, self._constant(np.float32(seen.floor))], f"{x}.scale")
         digits = self._add("QuantizeLinear", [flat, scale, self._zero_points(seen, scale)], f"{x}.digits", axis=0)
         return digits, self._add("Unsqueeze", [scale, self._constant(np.array([1]))], f"{x}.column")
-
-    def _flat(self, x: str) -> str:
-        """f32[rows, features]."""
-        return self._add("Flatten", [x], f"{x}.flat", axis=-1) if self._measured[x].between else x
 
     def _zero_points(self, seen: _Activation, scale: str) -> str:
         """The zero point once for each row; one for all activations of as many rows."""

@@ -114,11 +114,8 @@ def _finish(
     if kept is not None:
         scores, target, patients = kept.scores, kept.target, kept.groups()
     facts: dict[str, Any] = {**runtime.bundle.facts, **calibrate(scores, target, patients, labels.names)}
-    facts["calibrated_on"] = {
-        "images": len(target),
-        "patients": len(np.unique(patients)),
-        "scores": "the bundle's own" if kept is None else "kept by the run",
-    }
+    asked = "the bundle's own" if kept is None else "kept by the run"
+    facts["calibrated_on"] = {"images": len(target), "patients": len(np.unique(patients)), "scores": asked}
     of_training = session.look(runtime.look, session.train)[0]
     reference = fit_reference(of_training, session.targets[session.train], features, owners)
     ood, why = (None, reference) if isinstance(reference, str) else (reference, None)
@@ -126,12 +123,8 @@ def _finish(
     facts["thumbnails"] = None
     if thumbnails:
         facts["thumbnails"] = layout.write_thumbnails(part, session.thumbnails(of_training, thumbnails), labels)
-    facts["run"] = {
-        "name": original.name,
-        "fold": original.fold,
-        "model": Path(original.model).name,
-        "has_learned": original.has_learned,
-    }
+    facts["run"] = {name: getattr(original, name) for name in ("name", "fold", "model", "has_learned")}
+    facts["run"]["model"] = Path(original.model).name
     facts["provenance"] = provenance(seed=session.seed, inputs=dict(original.inputs))
     facts["provenance"]["versions"] |= {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
     drawn = draw_phantom(CLASSES[0], rng=np.random.default_rng(session.seed)).pixels
@@ -148,8 +141,7 @@ def _finish(
     rows = [row[images[number]] for number in session.test]
     targets, patients = session.targets[session.test], own.groups()[rows]
     parity["test"] = measure(test_scores, test_features, targets, patients, sets=sets, ood=ood)
-    own_scores = own.scores[rows]  # in whatever precision the run was
-    parity["run"] = proof.compare_scores(own_scores, test_scores)
+    parity["run"] = proof.compare_scores(own.scores[rows], test_scores)  # in whatever precision the run was
     write_json(part / FACTS, facts)
     write_json(part / layout.PARITY, parity)
     run = JudgedRun(

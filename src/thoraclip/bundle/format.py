@@ -138,9 +138,9 @@ class Bundle:
         about, names = self.facts.get("thumbnails"), self.labels.names
         if about is None:
             return None
-        count = about["images"]
-        shapes = {"greys": (count, "S", "S"), "targets": (count,), "features": (count, self.width or "D")}
-        found = self._arrays(_THUMBNAILS, {name: (_TYPES[name], shape) for name, shape in shapes.items()})
+        count, width = about["images"], self.width or "D"
+        pictures = {"greys": ("u1", (count, "S", "S")), "targets": ("i8", (count,))}
+        found = self._arrays(_THUMBNAILS, {**pictures, "features": ("f2 f4", (count, width))})
         if not ((found["targets"] >= 0) & (found["targets"] < len(names))).all():
             raise MismatchError(f"{self.folder / _THUMBNAILS}: a target is no class; {_REMEDY}")
         return Thumbnails(found["greys"], [names[target] for target in found["targets"]], found["features"])
@@ -207,7 +207,6 @@ def _writer(facts: Mapping[str, Any]) -> str:
 
 
 _REMEDY = "export the run again"
-_TYPES = {"greys": "u1", "targets": "i8", "features": "f2 f4"}
 _MOST_TESTED = 16
 _FACTS = table(
     name=text,

@@ -41,12 +41,10 @@ class ImagePaths:
     `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`. `depths` are those of `table`.
     """
 
-    depths: Mapping[str, int] = {}
-
     def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
         self._paths, self._table = paths, table
         self.left_out, self.looked_at = Tally(), 0
-        self.depths = getattr(table, "depths", self.depths)  # any iterable of paths will do
+        self.depths: Mapping[str, int] = getattr(table, "depths", {})  # any iterable of paths will do
 
     def __iter__(self) -> Iterator[str]:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""
@@ -161,11 +159,7 @@ class PathTable:
             raise InputError(
                 f"{file}: a manifest ends in .parquet, a table in .csv; a plain list is read from standard input (-)"
             )
-        self.depths: Mapping[str, int] = {}
-        if kind == ".csv":
-            self._paths: Callable[[], Iterator[str]] = partial(_csv_paths, file)
-        else:
-            self._paths, self.depths = _manifest_paths(file)
+        self._paths, self.depths = _manifest_paths(file) if kind == ".parquet" else (partial(_csv_paths, file), {})
         self._length = sum(1 for _ in self)
         if not self._length:
             raise ManifestError(f"{file}: no rows; a table holds one row per picture")

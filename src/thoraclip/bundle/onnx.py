@@ -187,9 +187,8 @@ def _name_unsigned(graph: onnx.GraphProto) -> None:
 def _mean_features(path: Path, greys: Greys) -> Floats:
     """f64[D]: the mean of the features of some pictures."""
     session = open_session(path)
-    return np.asarray(
-        np.mean([session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys], axis=0), np.float64
-    )
+    features = [session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys]
+    return np.asarray(np.mean(features, axis=0), np.float64)
 
 
 def _centre_features(model: onnx.ModelProto, shift: Floats) -> None:

@@ -134,16 +134,14 @@ def draw_rows(targets: Ints, patients: Sequence[str | None], *, count: int, seed
     """Which of N labelled images are shown, i64[min(count, N)], ascending: of every class as many as of the others, as
     far as there are; no patient twice while there is another one of the class. Images without a patient count as
     patients of their own."""
-    seen, turns, ranked, drawn = Counter[tuple[int, str]](), Counter[int](), [], []
+    seen, turns, ranked, drawn = Counter[tuple[int, str | int]](), Counter[int](), [], []
     for row in np.random.default_rng(seed).permutation(len(targets)):
-        label, patient = int(targets[row]), patients[row]
-        again = 0
-        if patient is not None:
-            again, seen[label, patient] = seen[label, patient], seen[label, patient] + 1
-        ranked.append((again, label, row))
-    for _, label, row in sorted(ranked, key=itemgetter(0)):  # stable: the draw decides among equals
-        drawn.append((turns[label], row))
-        turns[label] += 1
+        patient = row if patients[row] is None else patients[row]
+        ranked.append((seen[targets[row], patient], row))
+        seen[targets[row], patient] += 1
+    for _, row in sorted(ranked, key=itemgetter(0)):  # stable: the draw decides among equals
+        drawn.append((turns[targets[row]], row))
+        turns[targets[row]] += 1
     return np.sort([row for _, row in sorted(drawn, key=itemgetter(0))[:count]]).astype(np.int64)
 
 
@@ -175,8 +173,7 @@ def compare_answers(original: Floats, exported: Floats, target: Ints, groups: In
     change = after.astype(np.float64) - before
     value = float(change.mean())
     weights = resample_weights(groups, resamples=_RESAMPLES, seed=seed)
-    drawn = np.concatenate([change @ w / w.sum(axis=0) for w in weights])
-    low, high = percentile_interval(drawn)
+    low, high = percentile_interval(np.concatenate([change @ w / w.sum(axis=0) for w in weights]))
     return found | {
         "share": found["other_answers"] / n,
         "share_high": patient_share(original.argmax(axis=1) != exported.argmax(axis=1), groups)[1],

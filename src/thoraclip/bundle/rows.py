@@ -213,11 +213,11 @@ class Table:
         if stored.get("partial") != _PARTIAL["partial"]:
             raise self._in_the_way()
         for name in {**self._depends, **stored}:
-            before, now = (str(values.get(name))[:12] for values in (stored, self._depends))
-            if stored.get(name) != self._depends.get(name):
+            before, now = stored.get(name), self._depends.get(name)
+            if before != now:
                 raise MismatchError(
-                    f"{self._partial}: was begun with another {name} ({before}, now {now}); remove it to begin anew, "
-                    "or choose another --out"
+                    f"{self._partial}: was begun with another {name} ({str(before)[:12]}, now {str(now)[:12]}); remove "
+                    "it to begin anew, or choose another --out"
                 )
 
     def admit(self, path: str) -> int | Row | None:

@@ -155,7 +155,7 @@ class BundleClassifier:
         return [self._prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
     def classify_each(
-        self, sources: Sequence[Path | bytes], depths: Sequence[int | None] | None = None
+        self, sources: Sequence[Path | bytes], depths: Sequence[int | None] = (), *, max_pixels: int = MAX_PIXELS
     ) -> list[Prediction | ImageError]:
         """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
         reason. `depths`: those of a manifest."""
@@ -163,7 +163,7 @@ class BundleClassifier:
         greys: list[Greys] = []
         for source, bits in zip(sources, depths or [None] * len(sources), strict=True):
             try:
-                radiograph = self.read(source, bits=bits)
+                radiograph = self.read(source, bits=bits, max_pixels=max_pixels)
                 greys.append(fit(radiograph.pixels, self.preprocess))
                 read.append(radiograph.remarks)
             except ImageError as error:
@@ -206,7 +206,7 @@ class BundleClassifier:
 
         Raises:
             MismatchError: the model cannot be run, or does not give what it declares.
-        ParityError: it exceeds `SELF_TEST_TOLERANCE`: on this machine the model is another one.
+            ParityError: it exceeds `SELF_TEST_TOLERANCE`: on this machine the model is another one.
         """
         greys, scores = self.bundle.self_test()
         try:
@@ -264,11 +264,9 @@ class BundleAuditTarget:
 
     def own_predictions(self, manifest: Manifest) -> None:
         """A bundle keeps no table of predictions."""
-        return
 
     def kept_answers(self, classifier: BundleClassifier, manifest: Manifest, images: Manifest) -> None:
         """Nor features."""
-        return
 
 
 @cache

@@ -22,7 +22,8 @@ from thoraclip.runs import Progress
 from thoraclip.threads import in_order
 
 if TYPE_CHECKING:
-    from thoraclip.bundle.runtime import BundleClassifier
+    from thoraclip.bundle.runtime import BundleClassifier, Prediction
+    from thoraclip.labels import LabelSet
 
 __all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "require_one", "score"]
 
@@ -32,7 +33,6 @@ _MOST_TOLD = 10
 _SHARD = 256
 """Images that an actor gets at once."""
 _HERE = Path()
-_NO_DEPTHS: Mapping[str, int] = {}
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
 """What `os.fsdecode` makes of bytes that are not UTF-8."""
 
@@ -160,26 +160,28 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
 
 
 def by_threads(
-    classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE, depths: Mapping[str, int] = _NO_DEPTHS
+    classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE, depths: Mapping[str, int] | None = None
 ) -> Engine:
     """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`, `depths`
     are those of a manifest, by path."""
 
     def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
-        rows = _rows(classifier, [path for _, path in some], base, depths)
-        return list(zip((place for place, _ in some), rows, strict=True))
+        sources = [base / path for _, path in some]
+        answers = classifier.classify_each(sources, [(depths or {}).get(path) for _, path in some])
+        named = zip(some, sources, answers, strict=True)
+        return [(place, _row(path, source, answer, classifier.labels)) for (place, path), source, answer in named]
 
     return lambda items: in_order(work, _in_groups(items, classifier.together), workers=threads)
 
 
-def by_ray(classifier: BundleClassifier, *, workers: int = 0, depths: Mapping[str, int] = _NO_DEPTHS) -> Engine:
+def by_ray(classifier: BundleClassifier, *, workers: int = 0, depths: Mapping[str, int] | None = None) -> Engine:
     """Score in the actors of a Ray cluster, see `engine.over_ray`, each with the bundle opened once.
 
     Every machine must see the bundle and the images. All paths are listed before the first image is scored.
     """
     bundle = classifier.bundle
     place = str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve())
-    make = partial(_actor, *place, classifier.bits, dict(depths))
+    make = partial(_actor, *place, classifier.bits, dict(depths or {}))
 
     def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
         import pyarrow as pa
@@ -219,18 +221,10 @@ def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path, depths: Mapping[str, int]) -> list[Row]:
-    """The rows of some images, which name their paths as they were given."""
-    named = [path for path in paths if "\0" not in path]
-    own = {"depths": [depths.get(path) for path in named]} if depths else {}
-    answers = iter(classifier.classify_each([base / path for path in named], **own))
-    rows = []
-    for path in paths:
-        answer = ImageError("no file's name holds a NUL byte") if "\0" in path else next(answers)
-        if isinstance(answer, ImageError):
-            reason = str(answer).removeprefix(f"{base / path}: ").removeprefix("image: ")
-            rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
-        else:
-            remarks = {REMARKS: list(answer.remarks)} if answer.remarks else {}
-            rows.append({**row_of(path, answer, classifier.labels), **remarks})
-    return rows
+def _row(path: str, source: Path, answer: Prediction | ImageError, labels: LabelSet) -> Row:
+    """The row of an image, which names its path as it was given."""
+    if isinstance(answer, ImageError):
+        reason = str(answer).removeprefix(f"{source}: ").removeprefix("image: ")
+        return failed_row(path, " ".join(reason.split()), labels)
+    remarks = {REMARKS: list(answer.remarks)} if answer.remarks else {}
+    return {**row_of(path, answer, labels), **remarks}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+import re
 from typing import Any
 
 from thoraclip.bundle.format import MODEL, Bundle
@@ -12,6 +12,8 @@ from thoraclip.errors import MismatchError, first_line
 __all__ = ["require_own_data", "require_tensors"]
 
 _MOST_FEATURES, _MOST_TOGETHER = 1 << 16, 64
+_LOCATION = re.compile(rb"location(?<=...[\0\x08]location)", re.DOTALL)
+"""The key `location` of an ONNX tensor: after a byte of its length, 8, or of a long form of it."""
 
 
 def require_tensors(session: Any, bundle: Bundle) -> tuple[int, int]:
@@ -44,19 +46,11 @@ def require_own_data(bundle: Bundle) -> None:
     own = b"\x6a" + bytes([len(beside) + 12]) + b"\x0a\x08location\x12" + bytes([len(beside)]) + beside
     try:
         with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            entries = {data[at - 4 : at - 4 + len(own)] for at in _locations(data)}
+            starts = (key.start() - 4 for key in _LOCATION.finditer(data))
+            entries = {data[start : start + len(own)] for start in starts}
     except (OSError, ValueError) as error:  # ValueError: empty
         raise MismatchError(f"{model}: cannot be read ({first_line(error)}); export the run again") from error
     if not entries <= {own}:
         raise MismatchError(f"{model}: has weights in another file than {beside.decode()}; export the run again")
     if entries:
         bundle.file(beside.decode())
-
-
-def _locations(data: mmap.mmap) -> Iterator[int]:
-    """Where the keys `location` of an ONNX tensor stand: after a byte of their length, 8, or of a long form of it."""
-    at = data.find(b"location")
-    while at >= 0:
-        if at >= 4 and data[at - 1] in {0, 8}:
-            yield at
-        at = data.find(b"location", at + 1)

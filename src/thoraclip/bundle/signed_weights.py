@@ -8,7 +8,7 @@ onnx; the field numbers are those of https://github.com/onnx/onnx/blob/main/onnx
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ Signed = npt.NDArray[np.int8]
 _GRAPH, _CONSTANTS = 7, 5
 _DIMENSION, _TYPE, _NAME, _CONTENT, _BESIDE = 1, 2, 8, 9, 13
 _KEY, _VALUE = 1, 2
-_VARINT, _EIGHT_BYTES, _SIZED = 0, 1, 2
+_VARINT, _SIZED = 0, 2
+_BYTES = {1: 8, 5: 4}
+"""Kind of a value of fixed size -> its size."""
 _S8 = 3
 _HIGHEST_BIT = np.uint8(128)
 
@@ -48,63 +50,53 @@ def signed_weights(model: Path) -> tuple[bytes, dict[str, Signed]]:
     """(the content of an ONNX file, its unsigned weights made signed; those that lie beside the file, by name); raises
     as `open_signed`."""
     data, beside = bytearray(model.read_bytes()), dict[str, Signed]()
-    for part, start, stop in _fields(data, 0, len(data)):
-        if part == _GRAPH:
-            for number, first, last in _fields(data, start, stop):
-                if number == _CONSTANTS:
-                    beside |= _sign(data, first, last, model.parent)
+    for graph in _fields(data, slice(0, len(data)))[_GRAPH]:
+        for constant in _fields(data, graph)[_CONSTANTS]:
+            beside |= _sign(data, _fields(data, constant), model.parent)
     return bytes(data), beside
 
 
-def _sign(data: bytearray, start: int, stop: int, folder: Path) -> dict[str, Signed]:
+def _sign(data: bytearray, fields: dict[int, list[slice]], folder: Path) -> dict[str, Signed]:
     """Make one constant signed, in place; name -> its content, where that lies beside the file."""
-    fields = list(_fields(data, start, stop))
-    where = {number: (first, last) for number, first, last in fields}
-    name, kind = data[slice(*where[_NAME])].decode(), where[_TYPE][0]
+    name = data[fields[_NAME][0]].decode()
     if not name.endswith((WEIGHTS_END, ZEROS_END)):
         return {}
-    data[kind] = _S8
-    if _CONTENT in where:
-        first, last = where[_CONTENT]
-        content = np.frombuffer(data, np.uint8, last - first, first)
+    data[fields[_TYPE][0].start] = _S8
+    if fields[_CONTENT]:
+        content = np.frombuffer(data, np.uint8)[fields[_CONTENT][0]]
         content ^= _HIGHEST_BIT
         return {}
-    shape = tuple(_varint(data, first)[0] for number, first, _ in fields if number == _DIMENSION)
-    entries = (dict(_texts(data, first, last)) for number, first, last in fields if number == _BESIDE)
-    stated = {entry[_KEY]: entry[_VALUE] for entry in entries}
+    shape = tuple(_varint(data, one.start)[0] for one in fields[_DIMENSION])
+    entries = [_fields(data, entry) for entry in fields[_BESIDE]]
+    stated = {data[entry[_KEY][0]].decode(): data[entry[_VALUE][0]].decode() for entry in entries}
     content = np.memmap(folder / stated["location"], np.uint8, "r", int(stated.get("offset", 0)), shape)
     return {name: np.asarray(content ^ _HIGHEST_BIT).view(np.int8)}
 
 
-def _texts(data: bytearray, start: int, stop: int) -> Iterator[tuple[int, str]]:
-    for number, first, last in _fields(data, start, stop):
-        yield number, data[first:last].decode()
-
-
-def _fields(data: bytearray, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(number, first byte, byte after the last) of the value of every field of a message of Protocol Buffers
+def _fields(data: bytearray, message: slice) -> dict[int, list[slice]]:
+    """Number of a field -> where its values lie, of a message of Protocol Buffers
     (https://protobuf.dev/programming-guides/encoding/)."""
-    at = start
-    while at < stop:
-        key, at = _varint(data, at)
-        first = at
+    found, at = defaultdict[int, list[slice]](list), message.start
+    while at < message.stop:
+        key, first = _varint(data, at)
         if key & 7 == _VARINT:
-            at = _varint(data, at)[1]
+            at = _varint(data, first)[1]
         elif key & 7 == _SIZED:
-            size, first = _varint(data, at)
+            size, first = _varint(data, first)
             at = first + size
         else:
-            at += 8 if key & 7 == _EIGHT_BYTES else 4
-        yield key >> 3, first, at
+            at = first + _BYTES[key & 7]
+        found[key >> 3].append(slice(first, at))
+    return found
 
 
 def _varint(data: bytearray, at: int) -> tuple[int, int]:
     """(number, the byte after it)."""
-    number = shift = 0
-    while shift < 64:
+    number = 0
+    for shift in range(0, 64, 7):
         byte = data[at]
         number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if byte < 128:
             return number, at
     raise ValueError("a number of more than 64 bits")

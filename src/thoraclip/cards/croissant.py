@@ -121,9 +121,8 @@ class CardSettings(Settings):
             try:
                 datetime.date.fromisoformat(self.date_published)
             except ValueError:
-                raise ConfigError(
-                    f"date_published '{self.date_published}' is not a date; write it as in 2024-05-01"
-                ) from None
+                said = f"date_published '{self.date_published}' is not a date"
+                raise ConfigError(f"{said}; write it as in 2024-05-01") from None
 
 
 def croissant_record(

@@ -76,19 +76,16 @@ def _card(template: str, run: JudgedRun, given: Mapping[str, Any], **hub: Any) -
         fingerprint=run.fingerprint,
         **{"relation": "finetune" if run.has_learned else None, **{key: v for key, v in hub.items() if v}},
     )
-    body = (
-        card_environment()
-        .get_template(template)
-        .render(
-            run=run,
-            base=base,
-            about=about,
-            licence=facts.licence,
-            entry=next((row for row in report.get("methods", ()) if row["name"] == run.name), None),
-            unjudged=why,
-            metrics={name: METRICS[name].title for name in HUB_METRICS},
-            folds=sorted({fold for fold in run.predictions.fold if fold is not None}),
-            **given,
-        )
+    page = card_environment().get_template(template)
+    body = page.render(
+        run=run,
+        base=base,
+        about=about,
+        licence=facts.licence,
+        entry=next((row for row in report.get("methods", ()) if row["name"] == run.name), None),
+        unjudged=why,
+        metrics={name: METRICS[name].title for name in HUB_METRICS},
+        folds=sorted({fold for fold in run.predictions.fold if fold is not None}),
+        **given,
     )
     return card_text(facts, report, body)

@@ -14,7 +14,6 @@ from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
 __all__ = ["accuracy_by_value", "crossed", "data_facts", "groups", "summary"]
 
-_SCHEMA = 1
 _CLUSTERS = "duplicate_cluster"
 _ADULT_YEARS = 18
 _AGE_GROUPS = (18, 40, 60)
@@ -33,7 +32,7 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
     labels = column("label")
     counts = Counter(labels)
     facts: dict[str, Any] = {
-        "schema": _SCHEMA,
+        "schema": 1,
         "images": len(manifest),
         "classes": [{"label": c, "images": counts[c]} for c in ordered(labels) if c is not None],
         "unlabelled": counts[None],
@@ -87,10 +86,8 @@ def _parts(parts: list[Any], labels: list[Any], order: Sequence[Any]) -> dict[st
         return None
     names = [p for p in (*order, None) if p in found]
     cells = Counter(zip(labels, parts, strict=True))
-    return {
-        "columns": names,
-        "rows": [{"label": c, "counts": [cells[c, name] for name in names]} for c in ordered(labels)],
-    }
+    rows = [{"label": c, "counts": [cells[c, name] for name in names]} for c in ordered(labels)]
+    return {"columns": names, "rows": rows}
 
 
 def _patients(manifest: Manifest) -> dict[str, Any]:
@@ -130,7 +127,7 @@ def _sealed(sources: list[Any], labels: list[Any]) -> list[dict[str, Any]]:
 
 def _ages(manifest: Manifest) -> list[float | None]:
     """Ages in years; not-a-number is unknown."""
-    return [None if age is None or age != age else float(age) for age in manifest.column("age_years")]
+    return [None if age is None or age != age else age for age in manifest.column("age_years")]
 
 
 def _sizes(manifest: Manifest) -> list[tuple[int, int] | None]:
@@ -159,9 +156,8 @@ def _masks(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:
-    keys, column = manifest.column(name), manifest.column
-    found = groups(keys, labels=column("label"), splits=column("split"), folds=column("fold"))
-    return found | {"unknown": sum(key is None for key in keys)}
+    keys, parts = manifest.column(name), {f"{part}s": manifest.column(part) for part in ("label", "split", "fold")}
+    return groups(keys, **parts) | {"unknown": keys.count(None)}
 
 
 def _accuracies(manifest: Manifest) -> list[dict[str, Any]]:
@@ -177,12 +173,8 @@ def _accuracies(manifest: Manifest) -> list[dict[str, Any]]:
     }
     labels = column("label")
     return [
-        {
-            "attribute": name,
-            "known": sum(v is not None for v in values),
-            "balanced_accuracy": accuracy_by_value(values, labels),
-        }
-        for name, values in attributes.items()
+        {"attribute": name, "known": len(v) - v.count(None), "balanced_accuracy": accuracy_by_value(v, labels)}
+        for name, v in attributes.items()
     ]
 
 
@@ -209,9 +201,7 @@ def crossed(values: Sequence[Any], labels: Sequence[str | None]) -> dict[str, An
 
     At most 30 values are listed; the others are summed up under `more`.
     """
-    columns = ordered(labels)
-    cells = Counter(zip(values, labels, strict=True))
-    totals = Counter(values)
+    columns, cells, totals = ordered(labels), Counter(zip(values, labels, strict=True)), Counter(values)
     known = sorted((v for v in totals if v is not None), key=lambda v: (-totals[v], v))
     shown = [*known[:_MOST_ROWS], *([None] if None in totals else [])]
     rest = known[_MOST_ROWS:]
@@ -229,8 +219,8 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Least, quartiles (linear interpolation) and greatest of some values; `None` of none."""
     if not values:
         return None
-    found = np.quantile(np.array(values, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1))
-    return {name: round(float(v), 2) for name, v in zip(("min", "q1", "median", "q3", "max"), found, strict=True)}
+    found = np.quantile(np.array(values, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return {name: round(v, 2) for name, v in zip(("min", "q1", "median", "q3", "max"), found, strict=True)}
 
 
 def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:
@@ -260,11 +250,10 @@ def accuracy_by_value(values: Sequence[Any], labels: Sequence[str | None]) -> fl
     Returns:
         A share between 1/K and 1, or `None` for fewer than two classes or a class of a single image.
     """
-    pairs = [(v, c) for v, c in zip(values, labels, strict=True) if c is not None]
-    sizes = Counter(c for _, c in pairs)
+    cells = Counter((v, c) for v, c in zip(values, labels, strict=True) if c is not None)
+    sizes = Counter(c for c in labels if c is not None)
     if len(sizes) < 2 or min(sizes.values()) < 2:
         return None
-    cells = Counter(pairs)
     right = dict.fromkeys(sizes, 0.0)
     for (value, own), count in cells.items():
         shares = {c: (cells[value, c] - (c == own)) / (sizes[c] - (c == own)) for c in sizes}

@@ -29,25 +29,15 @@ HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HubFacts:
-    """What the Hub asks of a model.
+    """What the Hub asks of a model, in the Hub's names."""
 
-    Args:
-        hub_id: of the base model; `None` where it is not on the Hub.
-        licence: the Hub's identifier, see `shared_licence`.
-        about: what is known of the data set, see `data_set`.
-        images, fingerprint: of the manifest.
-        tags: beside those that every card has.
-        relation: to the base: `adapter`, `finetune` or `quantized`; `None` where nothing was trained.
-        library, task: names of the Hub.
-    """
-
-    hub_id: str | None
-    licence: str
-    about: Mapping[str, str]
-    images: int
-    fingerprint: str
-    tags: tuple[str, ...] = ()
-    relation: str | None = None
+    hub_id: str | None  # of the base model; `None` where it is not on the Hub
+    licence: str  # see `shared_licence`
+    about: Mapping[str, str]  # what is known of the data set, see `data_set`
+    images: int  # of the manifest
+    fingerprint: str  # of the manifest
+    tags: tuple[str, ...] = ()  # beside those that every card has
+    relation: str | None = None  # to the base: `adapter`, `finetune` or `quantized`; `None` where nothing was trained
     library: str = "thoraclip"
     task: str = "image-classification"
 

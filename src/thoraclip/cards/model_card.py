@@ -28,18 +28,11 @@ from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions
 
 __all__ = [
-    "BASE_MODELS",
-    "BaseModel",
-    "TrainedRun",
-    "base_model",
-    "card_environment",
-    "judge_run",
-    "model_card",
+    "BASE_MODELS", "BaseModel", "TrainedRun", "base_model", "card_environment", "judge_run", "model_card",
     "write_model_card",
-]
+]  # fmt: skip
 
 _Files = Mapping[int | None, list[str]]
-_FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
 _REPORTED = "as commonly reported; check at the source"
 BASE_MODELS: Mapping[str, tuple[str | None, str]] = {
@@ -60,19 +53,12 @@ docs/licences.md."""
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The pretrained model under a trained one.
+    """The pretrained model under a trained one."""
 
-    Args:
-        name: as a stranger may see it: a Hub id, or the last part of a folder's path.
-        hub_id: `None` for a local or shipped one.
-        licence: the Hub's identifier; `None` where it is unknown.
-        known_from: how the licence is known, or what to do where it is not.
-    """
-
-    name: str
-    hub_id: str | None
-    licence: str | None
-    known_from: str
+    name: str  # as a stranger may see it: a Hub id, or the last part of a folder's path
+    hub_id: str | None  # `None` for a local or shipped one
+    licence: str | None  # the Hub's identifier; `None` where it is unknown
+    known_from: str  # how the licence is known, or what to do where it is not
 
     @property
     def address(self) -> str:
@@ -150,7 +136,7 @@ def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: di
         chosen=_chosen(run.details),
         added=added,
         labels=run.predictions.labels.names,
-        few=_FEW,
+        few=30,
         columns=HUB_METRICS,
         metrics=METRICS,
         report=report,

@@ -61,17 +61,12 @@ def _command(kind: str) -> Command:
     )
 
 
+_STRICT = {"strict": "End with exit code 1 when there is a leak."}
 COMMANDS = (
     Command("Start", demo, show.report),
     Command("Start", run_study, show.study, name="study", document=documents.content),
     Command("Data", index, show.index, document=documents.index),
-    Command(
-        "Data",
-        check,
-        show.check,
-        flags={"strict": "End with exit code 1 when there is a leak."},
-        document=documents.content,
-    ),
+    Command("Data", check, show.check, flags=_STRICT, document=documents.content),
     Command("Data", select, show.select),
     Command("Data", split, show.split),
     Command("Data", overlap, show.overlap),
@@ -141,7 +136,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     # what pydicom warns of is either mended or told as a picture's reason; the reader of a table has no use for it
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
-    words = _words_to_complete() or (sys.argv[1:] if arguments is None else list(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if "_THORACLIP_COMPLETE" in os.environ:  # a shell asks to complete these
+        words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:] or words
     try:
         with handled(signal.default_int_handler, ENDING[1:]):  # so that locks and temporary files are removed
             code = _app_of(words)(args=words, standalone_mode=False, prog_name="thoraclip")
@@ -170,17 +167,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it
             return _usage_error(error)
-        reason = next((text for kind, text in _LIMITS.items() if isinstance(error, kind)), "")
-        if not reason:
-            raise
-        return _fail(f"{reason} ({first_line(error)})", 2)
-
-
-def _words_to_complete() -> list[str]:
-    """The words of the command line that a shell asks to complete."""
-    if "_THORACLIP_COMPLETE" not in os.environ:
-        return []
-    return os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+        for kind, reason in _LIMITS.items():
+            if isinstance(error, kind):
+                return _fail(f"{reason} ({first_line(error)})", 2)
+        raise
 
 
 def _app_of(words: list[str]) -> typer.Typer:

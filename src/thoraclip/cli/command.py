@@ -61,9 +61,8 @@ class Command:
     function: Callable[..., Any]  # of `api`
     show: Callable[[Any, Mapping[str, Any]], None]  # prints the result; called with it and the arguments by name
     name: str = ""  # of the command; empty for the function's
-    flags: Mapping[str, str] = field(
-        default_factory=dict
-    )  # switches of the command line alone, for `show`: name -> help
+    # switches of the command line alone, for `show`: name -> help
+    flags: Mapping[str, str] = field(default_factory=dict)
     listing: tuple[str, str, Callable[[], None]] | None = None  # an option that prints and exits: name, help, function
     # in place of `function` with a progress bar; called with the arguments, and whether JSON is asked for
     call: Callable[[Mapping[str, Any], bool], Any] | None = None
@@ -91,8 +90,7 @@ class Command:
         texts, own = argument_texts(described), inspect.signature(described).parameters.values()
         asked = [p for p in own if p.name not in {*_CALLBACKS, "self"}]
         parameters = [_parameter(p, texts.get(p.name, ""), self.settings) for p in asked]
-        taken = frozenset(p.name for p in own)
-        has_settings = any(p.kind is p.VAR_KEYWORD for p in own)
+        taken = {p.name for p in own}
         flags = {**self.flags, **({"json": _JSON} if self.document else {})}
         parameters += [_typed(name, bool, typer.Option(f"--{name}", help=text), False) for name, text in flags.items()]
         if self.listing:
@@ -101,7 +99,7 @@ class Command:
         def callback(**given: Any) -> None:
             given.pop("listing", None)
             chosen = {name: given.pop(name) for name in flags}
-            if has_settings:
+            if "settings" in given:
                 given |= _settings(given.pop("settings"), taken)
             as_json = chosen.pop("json", False)
             with redirect_stdout(sys.stderr) if as_json else nullcontext():  # whatever a library prints there
@@ -118,7 +116,7 @@ class Command:
         return callback
 
 
-def _with_bar(function: Callable[..., Any], given: Mapping[str, Any], taken: frozenset[str]) -> Any:
+def _with_bar(function: Callable[..., Any], given: Mapping[str, Any], taken: Collection[str]) -> Any:
     with progress_bar() if "progress" in taken else nullcontext() as progress:
         callbacks = {"progress": progress, "announce": announce}
         return function(**given, **{name: callbacks[name] for name in _CALLBACKS if name in taken})
@@ -142,24 +140,15 @@ def _summary(function: Callable[..., Any]) -> str:
 def _parameter(own: inspect.Parameter, text: str, settings: Callable[[], Collection[str]]) -> inspect.Parameter:
     """The parameter that Typer reads, for one of the function's; `settings` are the names behind `--set`."""
     if own.kind is own.VAR_KEYWORD:
-        option = typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help=escape(f"{text} May be repeated."),
-            show_default=False,
-            autocompletion=_completion(lambda: [f"{name}=" for name in settings()]),
-        )
-        return _typed("settings", list[str] | None, option, None)
+        options: dict[str, Any] = {"metavar": "NAME=VALUE", "help": escape(f"{text} May be repeated.")}
+        options["autocompletion"] = _completion(lambda: [f"{name}=" for name in settings()])
+        return _typed("settings", list[str] | None, typer.Option("--set", show_default=False, **options), None)
     annotation = str(own.annotation).removesuffix(" | None")
     kind = _TYPES[annotation]
-    help_text = escape(text.replace("`", ""))
-    typed = kind | None if str(own.annotation).endswith(" | None") else kind
-    options: dict[str, Any] = {"help": help_text}
-    if kind is Path:
-        options["parser"] = path
+    typed = kind if annotation == own.annotation else kind | None
+    options = {"help": escape(text.replace("`", ""))} | ({"parser": path} if kind is Path else {})
     if choices := _choices(own.name, annotation):
         options["autocompletion"] = _completion(choices)
-    shown = own.default not in ("", None, False)
     if own.kind is own.POSITIONAL_OR_KEYWORD:
         metavar = own.name.upper() + ("..." if typing.get_origin(kind) is list else "")
         argument = typer.Argument(metavar=metavar, show_default=False, **options)
@@ -167,6 +156,7 @@ def _parameter(own: inspect.Parameter, text: str, settings: Callable[[], Collect
     name = f"--{_NAMES.get(own.name, own.name).replace('_', '-')}"
     if own.annotation == "bool | None" or (own.annotation == "bool" and own.default):
         name += f"/--no-{name[2:]}"
+    shown = own.default not in ("", None, False)
     return _typed(own.name, typed, typer.Option(name, show_default=shown, **options), own.default)
 
 
@@ -207,12 +197,11 @@ def _listing(name: str, text: str, show: Callable[[], None]) -> inspect.Paramete
 
 
 def _typed(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, option], default=default
-    )
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, either, annotation=Annotated[kind, option], default=default)
 
 
-def _settings(given: list[str] | None, taken: frozenset[str]) -> dict[str, Any]:
+def _settings(given: list[str] | None, taken: set[str]) -> dict[str, Any]:
     """The values of `--set`.
 
     Raises:
@@ -221,6 +210,6 @@ def _settings(given: list[str] | None, taken: frozenset[str]) -> dict[str, Any]:
     from thoraclip.config import parse_settings
 
     values = parse_settings(given or [])
-    for name in sorted(taken & set(values)):
-        raise ConfigError(f"--set: unknown setting '{name}'; arguments and options are no settings, see --help")
+    if names := taken & set(values):
+        raise ConfigError(f"--set: unknown setting '{min(names)}'; arguments and options are no settings, see --help")
     return values

@@ -29,19 +29,12 @@ def index(result: IndexResult, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> dict[str, Any]:
     """What became of the images, and the rows, or the file that they are in."""
-    remark = summary.first_remark
+    counts = ("images", "failed", "flagged", "resumed", "repeated", "left_out", "not_utf8", "remarked")
     return {
         "schema": _PREDICT_SCHEMA,
         "out": None if given["out"] is None else os.fspath(given["out"]),
-        "images": summary.images,
-        "failed": summary.failed,
-        "flagged": summary.flagged,
-        "resumed": summary.resumed,
-        "repeated": summary.repeated,
-        "left_out": dict(summary.left_out),
-        "not_utf8": summary.not_utf8,
-        "remarked": summary.remarked,
+        **{name: getattr(summary, name) for name in counts},
         "first_failed": [{"path": path, "reason": reason} for path, reason in summary.first_failed],
-        "first_remark": remark and {"path": remark[0], "remark": remark[1]},
+        "first_remark": summary.first_remark and dict(zip(("path", "remark"), summary.first_remark, strict=True)),
         "rows": summary.rows,
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from thoraclip.api.results import NOT_FOR_DIAGNOSIS
 from thoraclip.cli.console import announce, print_table, say
 from thoraclip.methods import METHODS
 
@@ -34,33 +34,26 @@ def study(content: Any, given: Mapping[str, Any]) -> None:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     """The plan as a table of runs and stages."""
-    rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
+    rows, totals = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])], plan["totals"]
     title = f"{plan['source']}: {plan['images']:,} images"
     print_table(["", "kind", "seed", "encoded", "trained", "time", "state"], rows, title=title, numbers=False)
-    totals = plan["totals"]
-    low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
-    what = "In all" if totals["complete"] else "What can be estimated"
+    about, low, high = (_duration(totals["seconds"] * by) for by in (1, 1 / totals["factor"], totals["factor"]))
     say(
-        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no "
-        f"training stops early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward "
-        "and backward."
+        f"{'In all' if totals['complete'] else 'What can be estimated'}: about {about}, between {low} and {high} if "
+        f"nothing else runs and no training stops early; {totals['images_encoded']:,} images forward, "
+        f"{totals['images_trained']:,} forward and backward."
     )
     for note in plan["notes"]:
         say(f"Note: {note}")
 
 
 def _plan_row(row: Mapping[str, Any]) -> list[str]:
-    cached = f"{' and '.join(row['cached'])} cached" if row["cached"] else "to do"
-    cached += f", {row['token_bytes'] / 1e9:.1f} GB of tokens on disk" if row["token_bytes"] else ""
-    return [
-        row["name"],
-        row["kind"],
-        "" if row["seed"] is None else str(row["seed"]),
-        f"{row['images_encoded']:,}" if row["images_encoded"] else "",
-        f"{row['images_trained']:,}" if row["images_trained"] else "",
-        "" if row["done"] else "?" if row["seconds"] is None else _duration(row["seconds"]),
-        f"cannot run: {row['error']}" if row["error"] else "done" if row["done"] else cached,
-    ]
+    state = f"{' and '.join(row['cached'])} cached" if row["cached"] else "to do"
+    state += f", {row['token_bytes'] / 1e9:.1f} GB of tokens on disk" if row["token_bytes"] else ""
+    state = f"cannot run: {row['error']}" if row["error"] else "done" if row["done"] else state
+    counts = [f"{row[name]:,}" if row[name] else "" for name in ("images_encoded", "images_trained")]
+    duration = "" if row["done"] else "?" if row["seconds"] is None else _duration(row["seconds"])
+    return [row["name"], row["kind"], "" if row["seed"] is None else str(row["seed"]), *counts, duration, state]
 
 
 def _duration(seconds: float) -> str:
@@ -82,36 +75,28 @@ def index(result: IndexResult, given: Mapping[str, Any]) -> None:
     _list("files that repeat one of the manifest", [f"{path} = {kept}" for path, kept in result.repeated_files])
     _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
     _list("notes", result.notes)
-    _list(
-        "patients in two parts of the split; split again before training",
-        [f"{patient} ({', '.join(parts)})" for patient, parts in result.manifest.patients_in_two("split").items()],
-    )
-    out = given["out"]
-    listed = out.with_suffix(".index.json")
-    announce(
-        f"{len(result.manifest)} images (files read: {result.read}) -> {out}; everything else is listed in {listed}"
-    )
+    torn = [f"{name} ({', '.join(parts)})" for name, parts in result.manifest.patients_in_two("split").items()]
+    _list("patients in two parts of the split; split again before training", torn)
+    place = f"{given['out']}; everything else is listed in {given['out'].with_suffix('.index.json')}"
+    announce(f"{len(result.manifest)} images (files read: {result.read}) -> {place}")
 
 
 def check(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Counts, what tells the classes apart, leaks and warnings; exit code 1 for a leak with --strict."""
-    counts = content["counts"]
+    counts, differences = content["counts"], content["differences"][:8]
     _print_counts(counts["parts"], counts["classes"])
-    rows = []
-    for row in content["differences"][:8]:
-        told = row["alone"]
-        text = f"{100 * told['value']:.0f} [{100 * told['low']:.0f}, {100 * told['high']:.0f}]" if told else "-"
-        rows.append([row["name"].replace("_", " "), text, row["description"]])
-    if rows and content["differences"][0]["alone"] is None:
-        say(f"what tells the classes apart is not measured: {content['differences'][0]['reason']}")
-    elif rows:
+    if differences and differences[0]["alone"] is None:
+        say(f"what tells the classes apart is not measured: {differences[0]['reason']}")
+    elif differences:
+        rows = [
+            [row["name"].replace("_", " "), _percent(row["alone"], 0, ""), row["description"]] for row in differences
+        ]
         print_table(["names the class", "%", "what it is"], rows, numbers=False)
     for what in ("leaks", "warnings"):
         for sentence in content[what]:
             say(f"{what.removesuffix('s')}: {sentence}")
     if not content["leaks"]:
-        is_split = counts["parts"] != ["no split"]
-        say("no leak found" if is_split else "there is no split yet, so nothing can leak")
+        say("there is no split yet, so nothing can leak" if counts["parts"] == ["no split"] else "no leak found")
     if given["out"]:
         announce(f"page: {given['out'] / 'check.html'}")
     if given["strict"] and content["leaks"]:
@@ -137,12 +122,7 @@ def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     from thoraclip.data.overlap import overlap_reading
 
     rows = [
-        [
-            row["a"] or "unknown",
-            row["b"] or "unknown",
-            f"{row['images']:,}",
-            row["relation"].replace("open", "not known"),
-        ]
+        [*(row[side] or "unknown" for side in "ab"), f"{row['images']:,}", row["relation"].replace("open", "not known")]
         for row in content["labels"]
     ]
     if rows:
@@ -171,41 +151,41 @@ def _list_folders(what: str, folders: Sequence[tuple[str, int]]) -> None:
     _list(f"{what} (files in all: {total})", [f"{path} (files: {count})" for path, count in folders])
 
 
-def _list(what: str, lines: list[str], most: int = 10) -> None:
+def _list(what: str, lines: list[str]) -> None:
     if lines:
-        announce(f"{what}: {len(lines)}")
-        for line in lines[:most]:
-            announce(f"  {line}")
-        if len(lines) > most:
-            announce(f"  ... and {len(lines) - most} more")
+        _list_first(f"{what}: {len(lines)}", lines, len(lines))
+
+
+def _list_first(heading: str, lines: Sequence[str], count: int) -> None:
+    """The first ten of `count` lines."""
+    for line in (heading, *(f"  {line}" for line in lines[:10])):
+        announce(line)
+    if count > 10:
+        announce(f"  ... and {count - 10} more")
 
 
 def captions(captions: Captions, given: Mapping[str, Any]) -> None:
     """How many there are, and three examples."""
-    told, different = sum(captions.with_label), len(set(captions.text))
-    announce(
-        f"{len(captions)} captions, {different} different, the class told in {told} -> {given['out']}; for example"
-    )
+    different, told = len(set(captions.text)), f"the class told in {sum(captions.with_label)}"
+    announce(f"{len(captions)} captions, {different} different, {told} -> {given['out']}; for example")
     for row in range(0, len(captions), max(1, -(-len(captions) // 3))):
         announce(f"  {captions.image_id[row]}: {captions.text[row]}")
 
 
 def features(features: Embeddings | None, given: Mapping[str, Any]) -> None:
     """What was written; nothing in all but the first of several processes."""
-    if features is None:
-        return
-    announce(
-        f"{len(features)} images, pooled {features.pooled.shape[1]} + projected {features.projected.shape[1]} "
-        f"numbers each, geometry {given['geometry']}, {features.encoder['precision']} -> {given['out']}"
-    )
+    if features is not None:
+        announce(
+            f"{len(features)} images, pooled {features.pooled.shape[1]} + projected {features.projected.shape[1]} "
+            f"numbers each, geometry {given['geometry']}, {features.encoder['precision']} -> {given['out']}"
+        )
 
 
 def predictions(result: Any, given: Mapping[str, Any]) -> None:
     """Where the predictions are; nothing in all but the first of several processes."""
-    if result is None:
-        return
-    file, out = given["out"] / "predictions.parquet", given["out"]
-    announce(f"{len(result.predictions)} predictions -> {file}; judge them: thoraclip report {out} --out DIR")
+    if result is not None:
+        place = f"{given['out'] / 'predictions.parquet'}; judge them: thoraclip report {given['out']} --out DIR"
+        announce(f"{len(result.predictions)} predictions -> {place}")
 
 
 def list_settings(kind: str) -> None:
@@ -215,10 +195,7 @@ def list_settings(kind: str) -> None:
 
     config = METHODS[kind].config_type
     texts, kinds = field_help(config), field_kinds(config)  # type: ignore[arg-type]
-    rows = [
-        [f.name, toml_value(f.default), range_text(kinds[f.name]), texts.get(f.name, "")]
-        for f in dataclasses.fields(config)
-    ]
+    rows = [[n, toml_value(getattr(config, n)), range_text(kind), texts.get(n, "")] for n, kind in kinds.items()]
     print_table(["setting", "default", "range", "what it does"], rows, title=f"Settings of {kind}", numbers=False)
 
 
@@ -226,22 +203,15 @@ def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The tests as a table on standard output, and the reading."""
     from thoraclip.evaluation.audit_reading import label
 
-    rows = [
-        [
-            t["name"].replace("-", " "),
-            t["asks"],
-            f"{100 * t['effect']:+z.1f}",
-            f"[{100 * t['low']:+z.1f}, {100 * t['high']:+z.1f}]",
-            "" if t["p_holm"] is None else f"{t['p_holm']:.3f}",
-            label(t),
-        ]
-        for t in content["tests"]
-    ]
+    rows = []
+    for test in content["tests"]:
+        effect, low, high = (f"{100 * test[name]:+z.1f}" for name in ("effect", "low", "high"))
+        p = "" if test["p_holm"] is None else f"{test['p_holm']:.3f}"
+        rows.append([test["name"].replace("-", " "), test["asks"], effect, f"[{low}, {high}]", p, label(test)])
     title = "Effect in points of balanced accuracy, with 95 % intervals; p after Holm's correction"
     print_table(["test", "asks", "effect", "interval", "p", "verdict"], rows, title=title)
-    for sentence in content["reading"]:
+    for sentence in (*content["reading"], f"{NOT_FOR_DIAGNOSIS} Page: {given['out'] / 'audit.html'}"):
         say(sentence)
-    say(f"Research use only, not for diagnosis. Page: {given['out'] / 'audit.html'}")
 
 
 def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -257,16 +227,15 @@ def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
         ["classifier", explained["note"]],
     ]
     print_table(["map", ""], rows, numbers=False)
-    say(f"A map is no proof. Research use only, not for diagnosis. Sheet: {given['out']}")
+    say(f"A map is no proof. {NOT_FOR_DIAGNOSIS} Sheet: {given['out']}")
 
 
 def report(content: Report, given: Mapping[str, Any]) -> None:
     """The main table on standard output, and where the page is."""
     header, *rows = content.rows()
     print_table(header, rows, title=f"{content['title']}: %, with 95 % intervals")
-    for sentence in content["reading"]:
+    for sentence in (*content["reading"], f"{NOT_FOR_DIAGNOSIS} Page: {given['out'] / 'report.html'}"):
         say(sentence)
-    say(f"Research use only, not for diagnosis. Page: {given['out'] / 'report.html'}")
 
 
 def merged(content: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -279,19 +248,18 @@ def merged(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         ["other answers for it", f"{content['other_answers']} of {images}"],
     ]
     print_table(["proof", ""], rows, numbers=False)
-    say(f"Research use only, not for diagnosis. Model: {given['out']}, card: {given['out'] / 'README.md'}")
+    say(f"{NOT_FOR_DIAGNOSIS} Model: {given['out']}, card: {given['out'] / 'README.md'}")
 
 
 def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """How far the bundle is from the original, on standard output."""
     fp32, int8, test = content["fp32"], content["int8"], content["test"]
-    accuracy = test["accuracy"]
     difference = f"{fp32['largest_difference']:.1e} on {fp32['images']} test images"
     rows = [
         ["fp32 against the original", f"largest difference {difference}"],
-        ["accuracy of the bundle", f"{_percent(accuracy)} on {test['images']} test images"],
+        ["accuracy of the bundle", f"{_percent(test['accuracy'])} on {test['images']} test images"],
         ["sets hold the true class", f"{_percent(test['coverage'])}, {test['mean_set_size']:.2f} classes on average"],
-        ["test images flagged", "-" if test["flagged"] is None else _percent(test["flagged"])],
+        ["test images flagged", _percent(test["flagged"])],
     ]
     if int8:
         change = int8["accuracy"]
@@ -302,33 +270,31 @@ def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
             ["int8: size", f"{100 * int8['size']:.0f} % of fp32"],
         ]
     print_table(["proof", ""], rows, numbers=False)
-    say(f"Research use only, not for diagnosis. Bundle: {given['out']}, card: {given['out'] / 'README.md'}")
+    say(f"{NOT_FOR_DIAGNOSIS} Bundle: {given['out']}, card: {given['out'] / 'README.md'}")
 
 
-def _percent(share: dict[str, float]) -> str:
-    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+def _percent(share: Mapping[str, float] | None, digits: int = 1, unit: str = " %") -> str:
+    if share is None:
+        return "-"
+    value, low, high = (f"{100 * share[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
     """How many were scored and what could not be, on standard error."""
-    out = given["out"]
-    counts = [f"{summary.images} images", f"{summary.failed} cannot be read"]
+    out, counts = given["out"], [f"{summary.images} images", f"{summary.failed} cannot be read"]
     if summary.flagged is not None:
         counts.append(f"{summary.flagged} unlike the training images")
     if summary.repeated:
         counts.append(f"{summary.repeated} named again and passed over")
     announce(", ".join(counts) + (f" -> {out}" if out else ""))
     if summary.failed:
-        announce(f"cannot be read: {summary.failed}, each with its reason in the column error")
-        for path, reason in summary.first_failed:
-            announce(f"  {path}: {reason}")
-        if summary.failed > len(summary.first_failed):
-            announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
+        heading = f"cannot be read: {summary.failed}, each with its reason in the column error"
+        _list_first(heading, [f"{path}: {reason}" for path, reason in summary.first_failed], summary.failed)
     if summary.first_remark:
-        path, remark = summary.first_remark
-        announce(f"remarks on {summary.remarked} images, first {path}: {remark}")
+        announce(f"remarks on {summary.remarked} images, first {': '.join(summary.first_remark)}")
     for what in summary.left_out_told:
         announce(f"left out: {what}")
     if summary.not_utf8:
         announce(f"names that are not UTF-8: {summary.not_utf8}; a CSV holds their bytes (errors='surrogateescape')")
-    announce("Research use only, not for diagnosis.")
+    announce(NOT_FOR_DIAGNOSIS)

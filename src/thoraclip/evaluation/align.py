@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thoraclip.dtypes import Ints, Masks
+from thoraclip.dtypes import Ints
 from thoraclip.errors import ConfigError, ManifestError, MismatchError
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.results import MethodResult
@@ -60,10 +60,6 @@ class Aligned:
         """G."""
         return int(self.groups.max()) + 1
 
-    def groups_of(self, rows: Masks) -> int:
-        """Number of groups among some images, bool[N]."""
-        return len(np.unique(self.groups[rows]))
-
 
 def align(methods: Sequence[MethodResult]) -> Aligned:
     """Join the labelled test rows (`Predictions.judged`) of every method that did not fail.
@@ -88,6 +84,7 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
             _merge_patients(name, table, patients)
     original = next(m for m in methods if m.name == first_name).predictions[0]
     unlabelled = int((original.target < 0).sum())
+    fold_of = np.zeros(len(first)) if None in first.fold else np.unique(np.array(first.fold), return_inverse=True)[1]
     return Aligned(
         labels=first.labels,
         image_id=first.image_id,
@@ -96,7 +93,7 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
         unit="patient" if any(p is not None for p in patients) else "image",
         scored=scored,
         splits=tuple(sorted({s for s in first.split if s is not None})),
-        fold_of=_fold_of(first),
+        fold_of=fold_of.astype(np.int64),
         folds=tuple(sorted({f for f in first.fold if f is not None})),
         dropped={"unlabelled": unlabelled, "other_splits": len(original) - unlabelled - len(first)},
     )
@@ -139,12 +136,6 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
             f"'{names[joined.target[row]]}' and '{names[first.target[row]]}'; score both on the same manifest"
         )
     return joined
-
-
-def _fold_of(table: Predictions) -> Ints:
-    if None in table.fold:
-        return np.zeros(len(table), dtype=np.int64)
-    return np.unique(np.array(table.fold), return_inverse=True)[1].astype(np.int64)
 
 
 def _merge_patients(name: str, table: Predictions, patients: list[str | None]) -> None:

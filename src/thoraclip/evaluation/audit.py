@@ -9,20 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from thoraclip.evaluation import shortcuts
 from thoraclip.evaluation.audit_power import power
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, FAMILIES, MARGIN, POSITIVE, STRONG, read_tests
 from thoraclip.evaluation.reading import ALPHA, between, points, share
-from thoraclip.evaluation.shortcuts import (
-    MIN_GROUPS,
-    Answers,
-    ShortcutTest,
-    balanced_accuracies,
-    interval,
-    measure_tests,
-    shared_errors,
-    shuffled_control,
-    with_verdicts,
-)
+from thoraclip.evaluation.shortcuts import MIN_GROUPS, Answers, ShortcutTest, balanced_accuracies, interval
 from thoraclip.evaluation.subgroups import group_values, members
 from thoraclip.labels import LabelSet
 from thoraclip.pages import counted
@@ -76,19 +67,25 @@ class Facts:
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     """The content of `audit.json`; every interval is over resampled groups."""
     answers = facts.answers
-    measured = measure_tests(facts.tests, answers, resamples=resamples, seed=seed)
+    measured = shortcuts.measure_tests(facts.tests, answers, resamples=resamples, seed=seed)
     for by, name in _SHUFFLED.items() if facts.shuffled else ():
-        measured.append(shuffled_control(name, "labels shuffled before fitting", by, facts.shuffled))
-    tests = with_verdicts(measured)
+        measured.append(shortcuts.shuffled_control(name, "labels shuffled before fitting", by, facts.shuffled))
+    tests = shortcuts.with_verdicts(measured)
     alone = [t for t in tests if t["by"] == "trees" and t["asks"] == "data" and t["verdict"] in POSITIVE]
     if alone:
         best = max(alone, key=lambda t: t["effect"])
-        shared = shared_errors(answers, "original", best, resamples=resamples, seed=seed)
+        shared = shortcuts.shared_errors(answers, "original", best, resamples=resamples, seed=seed)
         if shared["images"] >= MIN_GROUPS:  # else the trees are hardly ever wrong, and there is nothing to ask
-            tests = with_verdicts([*measured, shared])
+            tests = shortcuts.with_verdicts([*measured, shared])
     tests = sorted(tests, key=lambda test: (*FAMILIES, "control").index(test["asks"]))
     original = _accuracy(answers, "original", resamples, seed)
-    told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=_changed_by_nothing(facts.sham))
+    sham, broken = facts.sham, []
+    if sham["other_answers"] > MARGIN * sham["images"]:
+        broken = [
+            f"A control failed: {counted(sham['other_answers'], 'answer')} of {sham['images']} changed though nothing "
+            "was replaced: the classifier does not give the same answer twice."
+        ]
+    told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=broken)
     n, groups = len(answers.target), int(answers.groups.max()) + 1
     could_show = power(tests, images=n, groups=groups, available=facts.available or n)
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
@@ -206,16 +203,6 @@ def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dic
         f"({points(effect)} points{between(row, points)}). A heat map is no proof of either."
     )
     return row | {"words": words}
-
-
-def _changed_by_nothing(sham: Mapping[str, Any]) -> list[str]:
-    """A sentence where answers change though nothing was replaced."""
-    if sham["other_answers"] <= MARGIN * sham["images"]:
-        return []
-    return [
-        f"A control failed: {counted(sham['other_answers'], 'answer')} of {sham['images']} changed though nothing was "
-        "replaced: the classifier does not give the same answer twice."
-    ]
 
 
 def _limits(facts: Facts, attributes: Sequence[Mapping[str, Any]], subgroups: Sequence[Mapping[str, Any]]) -> list[str]:

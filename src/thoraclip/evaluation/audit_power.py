@@ -27,12 +27,8 @@ POWER = 0.8
 
 
 def smallest_effect(error: Floats | float, tests: int) -> Floats:
-    """The effect that one of `tests` tests finds with a chance of POWER, whatever the others find; see the module.
-
-    Args:
-        error: standard error of the effect.
-        tests: m, that are corrected together.
-    """
+    """The effect of standard error `error` that one of m `tests`, corrected together, finds with a chance of POWER,
+    whatever the others find; see the module."""
     normal = NormalDist()
     return MARGIN + (normal.inv_cdf(1 - ALPHA / tests) + normal.inv_cdf(POWER)) * np.asarray(error)
 
@@ -60,15 +56,9 @@ def largest_error(counts: Floats, squares: Floats) -> Floats:
 def power(tests: Sequence[Mapping[str, Any]], *, images: int, groups: int, available: int) -> dict[str, Any]:
     """What the tests of the classifier could have shown, by the spread that they had; and how to show more.
 
-    Args:
-        tests: rows of `shortcuts.with_verdicts`.
-        images: N that were looked at.
-        groups: independent ones among them.
-        available: images that the classifier has not seen.
-
-    Returns:
-        `effect` (the largest of the tests' smallest effects; `None` where no test can tell), `beyond` (less MARGIN),
-        `power`, `tests`, `images`, `groups`, `available`, `words`.
+    Of rows of `shortcuts.with_verdicts`, the images that were looked at, the independent groups among them, and all
+    images that the classifier has not seen: `effect` (the largest of the tests' smallest effects; `None` where no test
+    can tell), `beyond` (less MARGIN), `power`, `tests`, `images`, `groups`, `available`, `words`.
     """
     own = [t for t in tests if t["asks"] == "classifier"]
     errors = [t["error"] for t in own if not (t["is_constant"] or t["is_small"] or t["doubt"])]

@@ -8,19 +8,7 @@ from typing import Any
 
 from thoraclip.evaluation.reading import between, points, share
 
-__all__ = [
-    "AUDIT_SCHEMA",
-    "FAMILIES",
-    "MARGIN",
-    "OUTSIDE",
-    "POSITIVE",
-    "STRONG",
-    "VERDICTS",
-    "AuditReading",
-    "label",
-    "read_tests",
-    "sentence",
-]
+__all__ = ["AUDIT_SCHEMA", "FAMILIES", "MARGIN", "POSITIVE", "STRONG", "VERDICTS", "label", "read_tests", "sentence"]
 
 Row = Mapping[str, Any]
 
@@ -128,7 +116,14 @@ def read_tests(
         masks: whether a lung region was known, so that the tests on it ran.
         broken: sentences, one for each control that is not what it must be; each stops both verdicts.
     """
-    stopped = [*broken, *(_off_chance(t) for t in tests if t["asks"] == "control" and t["verdict"] in POSITIVE)]
+    stopped = list(broken)
+    for row in (t for t in tests if t["asks"] == "control" and t["verdict"] in POSITIVE):
+        who = _BY[row["by"]].rsplit(" ", 1)[0]
+        stopped.append(
+            f"A control failed: {who} should name shuffled labels at chance ({share(row['chance'])} %), but the "
+            f"balanced accuracy is {share(row['after'])} %, {points(row['effect'])} points{between(row, points)} from "
+            "it."
+        )
     if stopped:
         return AuditReading(
             "cannot_tell", "cannot_tell", [*stopped, "No verdict: neither on the classifier nor on the data."]
@@ -139,24 +134,13 @@ def read_tests(
     return AuditReading(used, offered, [*told, *why] if ahead else [*why, *told])
 
 
-def _off_chance(row: Row) -> str:
-    who = _BY[row["by"]].rsplit(" ", 1)[0]
-    return (
-        f"A control failed: {who} should name shuffled labels at chance ({share(row['chance'])} %), but the balanced "
-        f"accuracy is {share(row['after'])} %, {points(row['effect'])} points{between(row, points)} from it."
-    )
-
-
 def _classifier_verdict(
     tests: Sequence[Row], offered: str, accuracy: Mapping[str, float], masks: bool
 ) -> tuple[str, list[str]]:
     """By the tests of the classifier as it is; what the data offer can only keep it from being acquitted."""
-    positive = sorted((t for t in tests if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
+    level, positive, own, blind = _summary(tests)
     if positive:
-        level = "strong" if any(t["verdict"] == "strong" for t in positive) else "some"
         return level, [f"{level.capitalize()} reliance on non-lung content.", *(t["words"] for t in positive[:3])]
-    own = _telling(tests)
-    blind = [t for t in own if t["verdict"] == "cannot_tell"]
     above = accuracy["value"] - accuracy["chance"]
     if accuracy["low"] <= accuracy["chance"]:
         why = "it is not shown to be better than chance"
@@ -165,8 +149,7 @@ def _classifier_verdict(
     elif not any(t["finds"] == OUTSIDE for t in own):
         why = "no test that takes the lungs away or swaps what is around them can tell"
     elif blind:
-        most = max(t["high"] for t in blind)
-        why = f"{len(blind)} of {len(own)} tests do not exclude {share(STRONG)} points (up to {share(most)})"
+        why = blind
     elif offered in POSITIVE:
         why = "no test shows that it uses what the images offer without lungs, and none can show that it does not"
     elif above < STRONG:
@@ -181,24 +164,27 @@ def _classifier_verdict(
     return "cannot_tell", [f"Cannot tell whether the classifier relies on non-lung content: {why}."]
 
 
-def _telling(tests: Sequence[Row]) -> list[Row]:
-    """Tests whose small effect says something."""
-    return [t for t in tests if not t["is_constant"] and not t["doubt"]]
+def _summary(tests: Sequence[Row]) -> tuple[str, list[Row], list[Row], str]:
+    """(verdict of the positive tests, these, the largest effect first; the tests whose small effect says something, and
+    why they cannot tell, or nothing)."""
+    positive = sorted((t for t in tests if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
+    level = "strong" if any(t["verdict"] == "strong" for t in positive) else "some"
+    own = [t for t in tests if not t["is_constant"] and not t["doubt"]]
+    blind = [t["high"] for t in own if t["verdict"] == "cannot_tell"]
+    why = (
+        f"{len(blind)} of {len(own)} tests do not exclude {share(STRONG)} points (up to {share(max(blind, default=0))})"
+    )
+    return level, positive, own, why if blind else ""
 
 
 def _data_verdict(tests: Sequence[Row], masks: bool) -> tuple[str, list[str]]:
     """By trees on what is measured without lungs, and by probes fitted anew on images without them."""
-    own = _telling(tests)
-    positive = sorted((t for t in tests if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
+    level, positive, own, why = _summary(tests)
     if positive:
-        return "strong" if any(t["verdict"] == "strong" for t in positive) else "some", _offered(positive)
-    blind = [t for t in own if t["verdict"] == "cannot_tell"]
+        return level, _offered(positive)
     if not own or not masks:
         why = "no altered image can tell" if masks else "no lung region is known"
-        return "cannot_tell", [f"Cannot tell what the images offer without lungs: {why}."]
-    if blind:
-        most = share(max(t["high"] for t in blind))
-        why = f"{len(blind)} of {len(own)} tests do not exclude {share(STRONG)} points (up to {most})"
+    if why:
         return "cannot_tell", [f"Cannot tell what the images offer without lungs: {why}."]
     most = share(max(t["high"] for t in own))
     return "none", [
@@ -225,15 +211,13 @@ def _offered(positive: Sequence[Row]) -> list[str]:
     if first["by"] != "trees":
         return [str(first["words"])]
     title = first["title"][0].upper() + first["title"][1:]
+    ends = {
+        end: min(1.0, first[end] + first["chance"]) for end in ("low", "high")
+    }  # of the accuracy, not beyond chance
     said = (
-        f"{title} alone name the class with {share(first['after'])} % balanced accuracy{_accuracy_interval(first)} "
+        f"{title} alone name the class with {share(first['after'])} % balanced accuracy{between(ends)} "
         f"(chance {share(first['chance'])} %)."
     )
     rest = [t for t in positive if t["by"] == "trees" and t["name"] not in {_TOGETHER, first["name"]}]
     also = "; and ".join(f"{t['title']} ({share(t['after'])} %)" for t in rest[:2])
     return [said, *([f"So do {also}."] if also else [])]
-
-
-def _accuracy_interval(row: Row) -> str:
-    """Of the balanced accuracy itself, not of the points beyond chance."""
-    return between({end: min(1.0, row[end] + row["chance"]) for end in ("low", "high")})

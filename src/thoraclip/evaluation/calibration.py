@@ -11,18 +11,7 @@ import numpy as np
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.proportions import patient_share
 
-__all__ = [
-    "COVERAGES",
-    "ECE_BINS",
-    "accuracy_at",
-    "accuracy_curve",
-    "aurc",
-    "ece",
-    "equal_mass_bins",
-    "gap_columns",
-    "reliability_bins",
-]
-
+__all__ = ["COVERAGES", "accuracy_at", "accuracy_curve", "aurc", "ece", "gap_columns", "reliability_bins"]
 
 ECE_BINS = 15
 """Number of bins, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -66,17 +55,10 @@ def ece(confidence: Floats, correct: Masks, bins: int = ECE_BINS) -> float:
 
 
 def reliability_bins(confidence: Floats, correct: Masks, patients: Ints, bins: int = ECE_BINS) -> list[dict[str, Any]]:
-    """Non-empty bins of a reliability diagram in the order of their confidence; arguments as in `ece`.
-
-    Args:
-        patients: i64[N], whose image it is.
-
-    Returns:
-        Of each bin: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % interval by patient.
-    """
+    """Non-empty bins of a reliability diagram in the order of their confidence, arguments as in `ece` and i64[N]
+    `patients`: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % interval by patient."""
     member, drawn = equal_mass_bins(confidence, bins), []
-    for number in np.unique(member):
-        rows = member == number
+    for rows in (member == number for number in np.unique(member)):
         low, high = patient_share(correct[rows], patients[rows])
         means = {"confidence": float(confidence[rows].mean()), "accuracy": float(correct[rows].mean())}
         drawn.append({"count": int(rows.sum()), **means, "low": low, "high": high})
@@ -84,11 +66,8 @@ def reliability_bins(confidence: Floats, correct: Masks, patients: Ints, bins: i
 
 
 def accuracy_curve(confidence: Floats, correct: Masks) -> Floats:
-    """Accuracy of the k most confident answers, for k = 1, ..., N.
-
-    Equally confident images are answered in a random order: the expectation (f64[N]) is given, so the order of rows
-    plays no part.
-    """
+    """Accuracy of the k most confident answers, for k = 1, ..., N: f64[N]. Equally confident images are answered in a
+    random order: the expectation is given, so the order of rows plays no part."""
     levels, member = np.unique(-confidence, return_inverse=True)
     share = np.bincount(member, weights=correct, minlength=len(levels)) / np.bincount(member, minlength=len(levels))
     return np.asarray(np.cumsum(share[np.sort(member)]) / np.arange(1, len(correct) + 1), dtype=np.float64)
@@ -111,7 +90,6 @@ def accuracy_at(
     Args:
         confidence, correct: f64[N] and bool[N].
         weights: f64[N, R] of the images in R resamples, each with a positive sum; all alike without them.
-        coverages: in (0, 1].
 
     Returns:
         f64[len(coverages), R]; R is 1 without weights. Equally confident images count as in `accuracy_curve`.

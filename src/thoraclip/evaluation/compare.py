@@ -20,19 +20,7 @@ from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
 from thoraclip.proportions import t_quantile
 
-__all__ = [
-    "ALPHA",
-    "COMPARED",
-    "METHODS",
-    "MODELS",
-    "Contestant",
-    "compare",
-    "correct_p",
-    "holm",
-    "mcnemar_p",
-    "t_test",
-]
-
+__all__ = ["ALPHA", "COMPARED", "MODELS", "Contestant", "compare", "correct_p", "holm", "t_test"]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""
@@ -68,7 +56,6 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
     """Difference a - b of every pair, for every metric of `COMPARED`.
 
     Args:
-        contestants: in the order of the report.
         intervals: False when the images cannot be resampled (one group): then no interval and no bootstrap p.
         groups: i64[N], the patient (or the image itself) of each image: what is independent of what.
 
@@ -119,11 +106,8 @@ def t_test(difference: float, variance: Variance) -> float:
 
 def _seeds_needed(difference: float, sampling: Variance, training: Sequence[Variance]) -> int | None:
     """Of an open question over seeds; see `compare`."""
-    if (
-        not training
-        or any(one.source != SEEDS for one in training)
-        or t_test(difference, total(sampling, training)) < ALPHA
-    ):
+    is_seeds = bool(training) and all(one.source == SEEDS for one in training)
+    if not is_seeds or t_test(difference, total(sampling, training)) < ALPHA:
         return None
     for seeds in range(2, _MOST_SEEDS + 1):
         then = [Variance(one.value * (one.df + 1) / seeds, seeds - 1, SEEDS) for one in training]
@@ -141,9 +125,7 @@ def mcnemar_p(a: Masks, b: Masks, groups: Ints) -> float:
     binomial McNemar test; with several images a patient it stays valid, as the patients are what is independent.
 
     Args:
-        a: bool[N], whether the first method is right.
-        b: bool[N], the same for the second, image by image.
-        groups: i64[N], number of each image's group.
+        a, b, groups: bool[N] and bool[N], whether either method is right, and i64[N], the group of each image.
     """
     lead = np.bincount(groups, weights=a.astype(np.float64) - b).astype(np.int64)
     chance = np.ones(1)  # of the sum being -reach, ..., reach

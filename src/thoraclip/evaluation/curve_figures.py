@@ -76,15 +76,8 @@ def net_benefit_figure(methods: Sequence[Entry], label: str) -> str:
 
 
 def groups_figure(columns: Sequence[Entry], label: str, point: str, overall: Entry) -> str:
-    """Sensitivity and specificity of every group with intervals, and of all images (lines); grey: too few patients to
-    judge.
-
-    Args:
-        columns: `subgroups` of a method.
-        label: the class.
-        point: of `subgroups.POINTS`.
-        overall: `sensitivity` and `specificity` of all images, with `value`.
-    """
+    """Sensitivity and specificity of a class in every group (`subgroups` of a method, at a point of `subgroups.POINTS`)
+    with intervals, and `overall`, of all images (lines); grey: too few patients to judge."""
     rows: list[tuple[str, Entry | None]] = []
     for column in columns:
         rows += [(column["column"], None), *((group["value"], group) for group in column["groups"])]
@@ -93,10 +86,8 @@ def groups_figure(columns: Sequence[Entry], label: str, point: str, overall: Ent
         axes = figure.add_subplot()
         for rate, look in _MARKS.items():
             axes.plot([], [], linestyle="", label=rate, **look)
-            if overall[rate]["value"] is not None:
-                axes.axvline(
-                    100 * overall[rate]["value"], color=look["color"], linewidth=0.8, linestyle=DASHED, zorder=0
-                )
+            if (value := overall[rate]["value"]) is not None:
+                axes.axvline(100 * value, color=look["color"], linewidth=0.8, linestyle=DASHED, zorder=0)
         for y, (_, group) in enumerate(rows):
             for offset, rate in ((-0.14, "sensitivity"), (0.14, "specificity")):
                 if group is not None and group["classes"][label][point] is not None:
@@ -118,15 +109,10 @@ def groups_figure(columns: Sequence[Entry], label: str, point: str, overall: Ent
 def _rate(axes: Axes, found: Entry, y: float, look: Mapping[str, Any], *, judged: bool) -> None:
     if found["value"] is None:
         return
-    colours = {} if judged else {"color": "#a3b0bc"}
-    axes.plot(
-        [100 * found["low"], 100 * found["high"]],
-        [y, y],
-        color={**look, **colours}["color"],
-        linewidth=1.3,
-        solid_capstyle="butt",
-    )
-    axes.plot([100 * found["value"]], [y], **{**look, **colours})
+    look = {**look, **({} if judged else {"color": "#a3b0bc"})}
+    ends = [100 * found["low"], 100 * found["high"]]
+    axes.plot(ends, [y, y], color=look["color"], linewidth=1.3, solid_capstyle="butt")
+    axes.plot([100 * found["value"]], [y], **look)
 
 
 def _shade(axes: Axes, number: int, band: Entry | None, x: str) -> None:

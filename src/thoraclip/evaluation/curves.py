@@ -31,10 +31,8 @@ def curve_entry(scored: Scored, classes: Sequence[str], groups: Ints, *, resampl
     """Curves of a method, JSON-able; `None` for a class that has no image, or all of them.
 
     Args:
-        scored: its scores of N images.
-        classes: names, in the order of the scores.
-        groups: i64[N], see `resampling.resample_weights`; one group has no bands.
-        resamples, seed: of the bands; the same resamples as those of the report's intervals.
+        scored, classes: its scores of N images, and the names of the classes in their order.
+        groups, resamples, seed: of the bands, see `resampling.resample_weights`; one group has none.
 
     Returns:
         `pr`: class -> `recall`, `precision`, thinned for drawing, and `band` (`recall, low, high`).

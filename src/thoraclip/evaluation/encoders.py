@@ -17,10 +17,8 @@ _UNKNOWN = dict.fromkeys(("parameters", "dimension", "images_per_second", "preci
 def with_encoders(
     report: Mapping[str, Any], cells: Mapping[str, tuple[str, str]], costs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The report with `encoders`, and a sentence for every head near the top of its reading.
-
-    A cell holds the method's macro F1 and, against the best encoder of the same head, the paired difference that stands
-    in `comparisons`.
+    """The report with `encoders`, and a sentence for every head near the top of its reading. A cell holds the method's
+    macro F1 and the paired difference to the best encoder of the same head.
 
     Args:
         report: of `report.judge`.

@@ -11,12 +11,12 @@ from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import reliability_bins
 from thoraclip.evaluation.intervals import Estimate, estimate
-from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, known_mean, per_class, roc
+from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, per_class, roc
 from thoraclip.evaluation.resampling import Replicates
 from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import training_variance
 
-__all__ = ["MISTAKES", "mean_clusters", "mean_estimate", "method_entry", "training_values"]
+__all__ = ["MISTAKES", "mean_clusters", "mean_estimate", "method_entry", "metric_estimate", "training_values"]
 
 
 MISTAKES = 24
@@ -28,13 +28,8 @@ _ROC_POINTS = 60
 def method_entry(
     name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool
 ) -> dict[str, Any]:
-    """What can be computed about one method.
-
-    Args:
-        tables: one per seed; figures are drawn from the first.
-        drawn: resamples of every table; none when nothing can be resampled.
-        trained: whether the spread over seeds or folds is one of trainings.
-    """
+    """What can be computed about one method: `tables`, one per seed (figures are drawn from the first), `drawn`, the
+    resamples of each or none, and `trained`, whether the spread over seeds or folds is one of trainings."""
     first, exact = tables[0], name == MAJORITY
     several = trained and (len(tables) > 1 or bool(aligned.fold_of.any()))
     trainings = training_values(tables, aligned.fold_of) if several else {}
@@ -45,7 +40,7 @@ def method_entry(
         "n": len(first.target),
         "trained": trained,
         "spread": spread.source if spread else None,
-        "metrics": _metrics(tables, aligned, drawn, trainings, exact=exact),
+        "metrics": _metrics(tables, aligned.groups, drawn, trainings, exact=exact),
         "per_class": _per_class(tables, aligned, drawn, several=several, exact=exact),
         "confusion": confusion(first).tolist(),
         "calibration": reliability_bins(first.confidence, first.correct, aligned.groups),
@@ -58,22 +53,15 @@ def method_entry(
 def training_values(
     tables: Sequence[Scored], fold_of: Ints, names: Sequence[str] = tuple(METRICS)
 ) -> dict[str, Floats]:
-    """The value of every training: metric -> f64[k, K], seed by fold; NaN where it does not exist, or where a mean over
-    classes lacks one in a fold.
-
-    Args:
-        tables: k, one a seed.
-        fold_of: i64[N], the fold of every image, 0..K-1.
-        names: in `METRICS`.
-    """
+    """The value of every training: metric -> f64[k, K], of k tables (seeds) and the K folds of i64[N] `fold_of`; NaN
+    where it does not exist, or where a mean over classes lacks one in a fold."""
     parts, classes = _by_training(tables, fold_of), len(np.unique(tables[0].target))
 
     def value(name: str, part: Scored) -> float | None:
         is_other = METRICS[name].by_class and len(np.unique(part.target)) < classes
         return None if is_other else METRICS[name].point(part)
 
-    found = {name: [[value(name, part) for part in folds] for folds in parts] for name in names}
-    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+    return {name: np.array([[value(name, p) for p in folds] for folds in parts], dtype=np.float64) for name in names}
 
 
 def _by_training(tables: Sequence[Scored], fold_of: Ints) -> list[list[Scored]]:
@@ -91,42 +79,46 @@ def mean_clusters(target: Ints, groups: Ints) -> float:
 
 
 def _metrics(
-    tables: Sequence[Scored],
-    aligned: Aligned,
-    drawn: Sequence[Replicates],
-    trainings: Mapping[str, Floats],
-    *,
-    exact: bool,
+    tables: Sequence[Scored], groups: Ints, drawn: Sequence[Replicates], trainings: Mapping[str, Floats], *, exact: bool
 ) -> dict[str, Any]:
     """Headline metrics; of several seeds with each one's value and their standard deviation (n - 1).
 
     `exact` is for constant predictions, whose unvarying metrics are no luck of the draw.
     """
-    values, by_class = [headline(table) for table in tables], mean_clusters(aligned.target, aligned.groups)
     entries: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        each = [one[name] for one in values]
-        entries[name] = mean_estimate(
-            each,
-            [one.headline[name] for one in drawn],
-            [one.noise[name] for one in drawn if name in one.noise],
-            clusters=by_class if metric.by_class else aligned.group_count,
-            training=training_variance(trainings[name]) if trainings else None,
-            exact=exact,
-            bounds=metric.bounds,
-            higher_is_better=metric.higher_is_better,
-        ).as_json()
-        if len(each) > 1:
+    for name in METRICS:
+        training = training_variance(trainings[name]) if trainings else None
+        entries[name] = metric_estimate(name, tables, drawn, groups, training=training, exact=exact).as_json()
+        if len(tables) > 1:
+            each = [METRICS[name].point(table) for table in tables]
             known = [value for value in each if value is not None]
             entries[name]["per_seed"] = each
             entries[name]["seed_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return entries
 
 
-def mean_estimate(values: Sequence[float | None], drawn: Sequence[Floats], noise: Any = (), **more: Any) -> Estimate:
+def metric_estimate(
+    name: str, tables: Sequence[Scored], drawn: Sequence[Replicates], groups: Ints, **more: Any
+) -> Estimate:
+    """A metric of `METRICS`: the mean over tables of the same images (i64[N] `groups`) with the interval of that mean,
+    from the resamples of each; `more` as in `estimate`."""
+    metric, noise = METRICS[name], [one.noise[name] for one in drawn if name in one.noise]
+    return mean_estimate(
+        [metric.point(table) for table in tables],
+        [one.headline[name] for one in drawn],
+        clusters=mean_clusters(tables[0].target, groups) if metric.by_class else int(groups.max()) + 1,
+        bounds=metric.bounds,
+        higher_is_better=metric.higher_is_better,
+        noise=np.mean(noise, axis=0) if noise else None,
+        **more,
+    )
+
+
+def mean_estimate(values: Sequence[float | None], drawn: Sequence[Floats], **more: Any) -> Estimate:
     """The mean over several tables, with the interval of that mean; `more` as in `estimate`."""
-    means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
-    return estimate(known_mean(values), means[0], noise=means[1], **more)
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if known else None
+    return estimate(mean, np.mean(drawn, axis=0) if drawn else None, **more)
 
 
 def _per_class(
@@ -141,12 +133,11 @@ def _per_class(
         spreads = several and not any(label in classes for classes in aligned.lacking.values())
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
-            of_class = [one[name][c] for one in values]
             each = np.array([[part[name][c] for part in folds] for folds in trainings], dtype=np.float64)
             entry[name] = mean_estimate(
-                of_class,
+                [one[name][c] for one in values],
                 [one.per_class[name][:, c] for one in drawn],
-                clusters=aligned.groups_of(~members if name == "specificity" else members),
+                clusters=len(np.unique(aligned.groups[~members if name == "specificity" else members])),
                 training=training_variance(each) if spreads else None,
                 exact=exact,
             ).as_json()
@@ -167,9 +158,8 @@ def _roc(scored: Scored, c: int) -> dict[str, list[float]] | None:
 
 def _mistakes(scored: Scored, aligned: Aligned) -> list[dict[str, Any]]:
     """The wrong answers with the highest score, most confident first."""
-    wrong = np.flatnonzero(~scored.correct)
+    wrong, names = np.flatnonzero(~scored.correct), aligned.labels.names
     worst = wrong[np.argsort(-scored.confidence[wrong], kind="stable")][:MISTAKES]
-    names = aligned.labels.names
     return [
         {
             "image_id": aligned.image_id[row],

@@ -63,11 +63,8 @@ def equalised_odds(
 
     Args:
         found: rates of N images.
-        group: i64[N] in [0, G), the group of every image.
-        patients: i64[N] in [0, P), whose image it is, without a gap.
-        target: i64[N], the true class.
-        resamples: of patients; 1,000 at most are used, and as many permutations.
-        seed: of both.
+        group, patients, target: i64[N], group, patient (0..P-1 without a gap) and true class of every image.
+        resamples, seed: of patients; 1,000 at most are used, and as many permutations.
 
     Returns:
         For each: `value`, `low`, `high`, `by_chance` (mean under permuted group labels), `p`, `spread` (f64[2C], NaN
@@ -123,13 +120,9 @@ def _entry(one: GroupRates, observed: Floats, drawn: Floats, permuted: Floats) -
 
 
 def _lower_end(value: float, shifts: Floats, by_chance: Floats) -> float:
-    """0 where 2.5 % of the permutations have such a gap; else the value minus what the differences of all pairs of
-    groups together change by in 97.5 % of the resampled patients, so that it holds whichever is the largest.
-
-    Args:
-        shifts: f64[R, G, 2C], rates of the resamples minus those observed.
-        by_chance: f64[P], gaps of the permutations.
-    """
+    """0 where 2.5 % of the permutations have such a gap (f64[P] `by_chance`); else the value minus what the differences
+    of all pairs of groups together change by in 97.5 % of the resampled patients (f64[R, G, 2C] `shifts`), so that it
+    holds whichever is the largest."""
     if value <= np.quantile(by_chance, _END):
         return 0.0
     return max(0.0, value - float(np.quantile(_largest(shifts), _END)))
@@ -156,10 +149,7 @@ def permuted_groups(
     group keeps its patients of every class, and how well they are classified has nothing to do with the group.
 
     Args:
-        columns: f64[N, K] to sum.
-        group, patients, target: as in `equalised_odds`.
-        permutations: how many.
-        seed: of the PCG64 generator.
+        columns: f64[N, K] to sum; the others as in `equalised_odds`.
     """
     unit, stratum = _units(group, patients, target)
     sums = np.zeros((columns.shape[1], len(stratum)))

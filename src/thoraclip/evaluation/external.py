@@ -18,9 +18,9 @@ from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import correct_p, t_test
-from thoraclip.evaluation.entries import mean_clusters, mean_estimate, training_values
+from thoraclip.evaluation.entries import mean_estimate, metric_estimate, training_values
 from thoraclip.evaluation.intervals import Estimate, difference_interval
-from thoraclip.evaluation.metrics import METRICS, Scored, per_class
+from thoraclip.evaluation.metrics import Scored, per_class
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
@@ -60,12 +60,8 @@ class ExternalResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """Metrics of one method on one set of images.
-
-    Args:
-        values: metric -> `Estimate`, with the names of `_MEASURED`.
-        recall: class -> `Estimate`, of the classes that have images.
-    """
+    """Metrics of one method on one set of images: `values` by name of `_MEASURED`, and `recall` by class that has
+    images."""
 
     values: Mapping[str, Estimate]
     recall: Mapping[str, Estimate]
@@ -74,11 +70,9 @@ class Sample:
 def external_entries(
     results: Sequence[ExternalResult], inside: Aligned, *, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """An entry of the report for each external set.
+    """An entry of the report for each external set; `inside` are the study's judged images and every method's scores.
 
     Args:
-        results: of the study.
-        inside: the study's judged images and every method's scores on them.
         resamples: of each set.
         seed: of the resampling inside; outside it is the next number, so that the two are independent.
 
@@ -91,29 +85,13 @@ def external_entries(
 
 
 def _entry(
-    one: ExternalResult,
-    inside: Aligned,
-    known: dict[tuple[str, tuple[str, ...]], Sample],
-    resamples: int,
-    seed: int,
+    one: ExternalResult, inside: Aligned, known: dict[tuple[str, tuple[str, ...]], Sample], resamples: int, seed: int
 ) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": one.name,
-        "note": one.note,
-        "n": 0,
-        "unit": None,
-        "groups": 0,
-        "images_per_class": {},
-        "absent": [],
-        "inside_n": 0,
-        "splits": one.splits,
-        "left_out": one.left_out,
-        "patients_shared": one.patients_shared,
-        "images_of_shared": one.images_of_shared,
-        "commonest": None,
-        "methods": [],
-        "not_scored": [{"name": name, "reason": reason} for name, reason in one.not_scored.items()],
-    }
+    entry: dict[str, Any] = {"name": one.name, "note": one.note, "n": 0, "unit": None, "groups": 0}
+    entry |= {"images_per_class": {}, "absent": [], "inside_n": 0}
+    entry |= {key: getattr(one, key) for key in ("splits", "left_out", "patients_shared", "images_of_shared")}
+    not_scored = [{"name": name, "reason": reason} for name, reason in one.not_scored.items()]
+    entry |= {"commonest": None, "methods": [], "not_scored": not_scored}
     if not one.methods:
         return entry
     outside = align(one.methods)
@@ -133,24 +111,15 @@ def _entry(
         "inside_n": int(rows.sum()),
         "commonest": max(counts.values()) / len(outside.image_id),
     }
-    everything = np.ones(len(outside.image_id), dtype=bool)
     for method in one.methods:
         key = (method.name, present)
         if key not in known:
             fold_of = inside.fold_of[rows] if method.is_trained else None
             tables = [Scored(inside.target[rows], table.scores[rows]) for table in inside.scored[method.name]]
             known[key] = measure(tables, inside, rows, fold_of=fold_of, resamples=resamples, seed=seed)
-        folds = max(1, len(inside.folds)) if method.is_trained else 1
-        fold_of = np.zeros(len(everything), dtype=np.int64) if method.is_trained else None
-        there = measure(
-            outside.scored[method.name],
-            outside,
-            everything,
-            fold_of=fold_of,
-            folds=folds,
-            resamples=resamples,
-            seed=seed + 1,
-        )
+        fold_of, folds = (np.zeros_like(outside.target), max(1, len(inside.folds))) if method.is_trained else (None, 1)
+        every, scored = np.ones(len(outside.target), dtype=bool), outside.scored[method.name]
+        there = measure(scored, outside, every, fold_of=fold_of, folds=folds, resamples=resamples, seed=seed + 1)
         entry["methods"].append(_method(method, known[key], there, counts))
     for metric in DROPS:
         correct_p([method["drop"][metric] for method in entry["methods"]])
@@ -187,27 +156,16 @@ def measure(
 
     Args:
         tables: T tables over the chosen images, one a training.
-        aligned: the images.
-        rows: bool[N], the chosen ones.
+        aligned, rows: the images, and bool[N], the chosen ones.
         fold_of: i64 of the chosen ones, as in `entries.training_values`; `None` of a method that is not trained.
         folds: classifiers of each seed among the tables, which are ordered by seed and share most training images.
-        resamples: of groups.
-        seed: of the resampling.
     """
-    groups = np.unique(aligned.groups[rows], return_inverse=True)[1]
-    target, many = tables[0].target, int(groups.max()) + 1
-    drawn = replicate(tables, groups, resamples=resamples, seed=seed) if many > 1 else []
+    groups, target, values = np.unique(aligned.groups[rows], return_inverse=True)[1], tables[0].target, {}
+    drawn = replicate(tables, groups, resamples=resamples, seed=seed) if groups.max() > 0 else []
     trainings = {} if fold_of is None else training_values(tables, fold_of, names=_MEASURED)
-    by_class, values = mean_clusters(target, groups), {}
     for name in _MEASURED:
-        values[name] = mean_estimate(
-            [METRICS[name].point(table) for table in tables],
-            [one.headline[name] for one in drawn],
-            [one.noise[name] for one in drawn if name in one.noise],
-            clusters=by_class if METRICS[name].by_class else many,
-            training=_training(trainings[name], folds) if trainings else None,
-            higher_is_better=METRICS[name].higher_is_better,
-        )
+        training = _training(trainings[name], folds) if trainings else None
+        values[name] = metric_estimate(name, tables, drawn, groups, training=training)
     recalls, recall = [per_class(table)["recall"] for table in tables], {}
     for c in np.unique(target).tolist():
         recall[aligned.labels.names[c]] = mean_estimate(
@@ -227,15 +185,8 @@ def _training(values: Floats, folds: int) -> Variance | None:
 
 
 def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | None]:
-    """Value inside minus value outside: `value`, `low`, `high` and `p`, `None` where they do not exist.
-
-    The interval is put together from those of both; p is that of Student's t on the sum of
-    both variances.
-
-    Args:
-        inside, outside: of one method.
-        name: in `DROPS`.
-    """
+    """Value inside minus value outside of a metric in `DROPS`: `value`, `low`, `high` and `p`, `None` where they do not
+    exist. The interval is put together from those of both; p is that of Student's t on the sum of both variances."""
     here, there = inside.values[name], outside.values[name]
     found: dict[str, float | None] = dict.fromkeys(("value", "low", "high", "p", "p_holm"))
     if here.value is None or there.value is None:

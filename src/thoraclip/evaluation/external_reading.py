@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thoraclip.evaluation.reading import ALPHA, FEW_GROUPS, MAIN_METRIC, between, probability, share
+from thoraclip.evaluation.reading import ALPHA, MAIN_METRIC, between, few_groups, probability, share
 from thoraclip.pages import counted
 
 __all__ = ["external_notes", "external_reading", "is_change", "left_out_words", "ordered_outside"]
@@ -26,23 +26,24 @@ def is_change(drop: Mapping[str, Any]) -> bool:
 
 def _of_set(report: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     """Of the methods scored there, the one that is best inside: chosen there, its value outside is no selection."""
-    found = next(iter(ordered_outside(report, one)), None)
-    if found is None:
+    methods = ordered_outside(report, one)
+    if not methods:
         return f"No method could be scored on {one['name']}."
-    return f"{_headline(report, one, found)}{_highest(one, found)}"
-
-
-def _headline(report: Mapping[str, Any], one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    classes, verdict = len(one["images_per_class"]), report["verdict"]
-    present = classes - len(one["absent"])
-    of = f", {present} of {classes} classes" if one["absent"] else ""
-    is_best = verdict and verdict["best"] == found["name"]
-    who = f"{found['name']}, {'the best inside' if is_best else 'the best inside of those that keep a model'},"
-    value, drop = found["metrics"][MAIN_METRIC], found["drop"][MAIN_METRIC]
-    return (
-        f"On {one['name']} ({one['n']:,} images{of}) {who} has a macro F1 of {share(value['value'])} "
-        f"%{between(value)}, {_told(drop, ' on the same classes' if one['absent'] else '')}."
+    found, classes, absent, verdict = methods[0], len(one["images_per_class"]), one["absent"], report["verdict"]
+    of, among = (f", {classes - len(absent)} of {classes} classes", " on the same classes") if absent else ("", "")
+    which = "the best inside"
+    if not verdict or verdict["best"] != found["name"]:
+        which += " of those that keep a model"
+    value = found["metrics"][MAIN_METRIC]
+    said = (
+        f"On {one['name']} ({one['n']:,} images{of}) {found['name']}, {which}, has a macro F1 of "
+        f"{share(value['value'])} %{between(value)}, {_told(found['drop'][MAIN_METRIC], among)}."
     )
+    top = max(one["methods"], key=lambda m: m["metrics"][MAIN_METRIC]["value"])
+    if top["name"] == found["name"]:
+        return said
+    value = top["metrics"][MAIN_METRIC]
+    return f"{said} The highest value there is that of {top['name']}, {share(value['value'])} %{between(value)}."
 
 
 def _told(drop: Mapping[str, Any], among: str) -> str:
@@ -55,39 +56,6 @@ def _told(drop: Mapping[str, Any], among: str) -> str:
     p = f" ({probability(drop['p_holm'])} after Holm's correction)" if drop["p_holm"] is not None else ""
     doubt = "" if is_change(drop) else ", which may be chance"
     return f"{share(abs(drop['value']))} points{between(ends)} {change} than inside{among}{p}{doubt}"
-
-
-def _highest(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    top = max(one["methods"], key=lambda m: m["metrics"][MAIN_METRIC]["value"])
-    if top["name"] == found["name"]:
-        return ""
-    value = top["metrics"][MAIN_METRIC]
-    return f" The highest value there is that of {top['name']}, {share(value['value'])} %{between(value)}."
-
-
-def external_notes(one: Mapping[str, Any]) -> list[str]:
-    """What the reader of a set's table must know: what it holds, what was left out, and what limits it."""
-    return [*_holds(one), *_left_out(one), *_limits(one)]
-
-
-def _holds(one: Mapping[str, Any]) -> list[str]:
-    if not one["methods"]:
-        return []
-    counts = ", ".join(f"{name} {count:,}" for name, count in one["images_per_class"].items() if count)
-    unit = f" of {counted(one['groups'], 'patient')}" if one["unit"] == "patient" else ", whose patients are not known"
-    splits = f" Its own splits among them: {', '.join(one['splits'])}." if one["splits"] else ""
-    told = [f"{one['n']:,} images{unit}: {counts}.{splits}"]
-    if one["absent"]:
-        told.append(
-            f"It has no image of {', '.join(one['absent'])}: values inside are those of the {one['inside_n']:,} "
-            "judged images of the other classes, and means over classes leave the missing ones out; a method may "
-            "still answer any class."
-        )
-    told.append(
-        f"Always answering the commonest class there would be right for {share(one['commonest'])} % of the images. "
-        "Accuracy and F1 also change with the share of each class; balanced accuracy and AUROC do not."
-    )
-    return told
 
 
 _GONE = {
@@ -106,23 +74,34 @@ def left_out_words(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {_GONE.get(reason, reason)}" for reason, count in left_out.items() if count)
 
 
-def _left_out(one: Mapping[str, Any]) -> list[str]:
-    gone = left_out_words(one["left_out"])
-    return [f"Left out: {gone}; see external/{one['name']}/left-out.json."] if gone else ["No image was left out."]
-
-
-def _limits(one: Mapping[str, Any]) -> list[str]:
+def external_notes(one: Mapping[str, Any]) -> list[str]:
+    """What the reader of a set's table must know: what it holds, what was left out, and what limits it."""
     told: list[str] = []
+    if one["methods"]:
+        counts = ", ".join(f"{name} {count:,}" for name, count in one["images_per_class"].items() if count)
+        is_known = one["unit"] == "patient"
+        unit = f" of {counted(one['groups'], 'patient')}" if is_known else ", whose patients are not known"
+        splits = f" Its own splits among them: {', '.join(one['splits'])}." if one["splits"] else ""
+        told.append(f"{one['n']:,} images{unit}: {counts}.{splits}")
+    if one["absent"]:
+        told.append(
+            f"It has no image of {', '.join(one['absent'])}: values inside are those of the {one['inside_n']:,} "
+            "judged images of the other classes, and means over classes leave the missing ones out; a method may "
+            "still answer any class."
+        )
+    if one["methods"]:
+        told.append(
+            f"Always answering the commonest class there would be right for {share(one['commonest'])} % of the images. "
+            "Accuracy and F1 also change with the share of each class; balanced accuracy and AUROC do not."
+        )
+    gone = left_out_words(one["left_out"])
+    told.append(f"Left out: {gone}; see external/{one['name']}/left-out.json." if gone else "No image was left out.")
     if one["patients_shared"]:
         told.append(
             f"{one['patients_shared']:,} patients ({one['images_of_shared']:,} images) have an id that the study "
             "has, too: the same persons, or the same ids by chance; they were judged."
         )
-    if one["groups"] == 1:
-        told.append(f"All images belong to one {one['unit']}, so no interval can be given.")
-    elif one["methods"] and one["groups"] < FEW_GROUPS:
-        told.append(f"Only {one['groups']} {one['unit']}s: the intervals are rough and may be too narrow.")
-    return told
+    return told + few_groups(one["groups"], one["unit"])
 
 
 def ordered_outside(report: Mapping[str, Any], one: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

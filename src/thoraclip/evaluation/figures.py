@@ -9,23 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from thoraclip.evaluation import drawing
-from thoraclip.evaluation.audit_reading import MARGIN as _AUDIT_MARGIN
-from thoraclip.evaluation.audit_reading import POSITIVE, label
-from thoraclip.evaluation.drawing import (
-    ACCENT,
-    COLOURS,
-    DASHED,
-    DASHES,
-    INK,
-    LINE,
-    SOFT,
-    Entry,
-    name_rows,
-    percent_axes,
-    plot_curve,
-    plot_interval,
-    shorten,
-)
+from thoraclip.evaluation.audit_reading import MARGIN, POSITIVE, label
+from thoraclip.evaluation.drawing import ACCENT, COLOURS, DASHED, SOFT, Entry, percent_axes, plot_curve, shorten
 from thoraclip.evaluation.learning_curve import labels_text, shots_columns
 from thoraclip.evaluation.reading import MAIN_METRIC
 from thoraclip.evaluation.results import MAJORITY
@@ -50,11 +35,11 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
             colour = SOFT if entry["name"] == MAJORITY else ACCENT
             fill = colour if entry["name"] in (best, *tied) else "white"
             mark = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": fill}
-            value, high = plot_interval(axes, entry["metrics"][MAIN_METRIC], row, "o", colour, linewidth=2, **mark)
-            axes.annotate(
-                f"{value:.1f}", (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
-        name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
+            f1 = entry["metrics"][MAIN_METRIC]
+            value, high = drawing.plot_interval(axes, f1, row, "o", colour, linewidth=2, **mark)
+            place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{value:.1f}", (high, row), fontsize=8.5, **place)
+        drawing.name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
         return drawing.svg(figure, "forest")
 
 
@@ -68,7 +53,7 @@ def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
         axes = figure.add_subplot()
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
         for (true, predicted), count in np.ndenumerate(cells):
-            colour = "white" if shares[true, predicted] > 0.55 else INK
+            colour = "white" if shares[true, predicted] > 0.55 else drawing.INK
             axes.text(predicted + 0.5, true + 0.5, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=9)
         places = np.arange(size) + 0.5
         axes.set_yticks(places, names)
@@ -129,11 +114,11 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
         for row, entry in enumerate(methods):
             inside, outside = (entry[where][MAIN_METRIC] for where in ("inside", "metrics"))
             ends = [100 * inside["value"], 100 * outside["value"]]
-            axes.plot(ends, [row, row], color=LINE, linewidth=5, solid_capstyle="round", zorder=1)
+            axes.plot(ends, [row, row], color=drawing.LINE, linewidth=5, solid_capstyle="round", zorder=1)
             labels = ("", "") if row else ("inside", name)
-            plot_interval(axes, inside, row - 0.13, "o", SOFT, linewidth=1.6, markersize=6, label=labels[0])
-            plot_interval(axes, outside, row + 0.13, "D", ACCENT, linewidth=1.6, markersize=6, label=labels[1])
-        name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
+            drawing.plot_interval(axes, inside, row - 0.13, "o", SOFT, linewidth=1.6, markersize=6, label=labels[0])
+            drawing.plot_interval(axes, outside, row + 0.13, "D", ACCENT, linewidth=1.6, markersize=6, label=labels[1])
+        drawing.name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
         figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, handletextpad=0.2)
         return drawing.svg(figure, f"dumbbell {name}")
 
@@ -171,7 +156,7 @@ def _draw_learning(axes: Axes, number: int, method: Entry, place: Mapping[int | 
     interval counts no training."""
     x = np.array([shift * place[point["shots"]] for point in method["points"]])
     values = 100 * np.array([point["value"] for point in method["points"]])
-    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    colour, dashes = COLOURS[number % len(COLOURS)], drawing.DASHES[number % len(drawing.DASHES)]
     axes.plot(x, values, color=colour, linestyle=dashes, linewidth=1.6, label=shorten(method["name"], 60))
     for at, point in zip(x, method["points"], strict=True):
         if point["low"] is not None:
@@ -196,9 +181,9 @@ def audit_figure(tests: Sequence[Entry]) -> str:
             axes.plot([100 * test["low"], 100 * test["high"]], [row, row], color=look["color"], linewidth=1.6)
             axes.plot([100 * test["effect"]], [row], "o", markeredgewidth=1.4, **look)
         axes.axvline(0, color=SOFT, linewidth=0.9, zorder=0)
-        axes.axvline(100 * _AUDIT_MARGIN, color=SOFT, linewidth=0.9, linestyle=DASHED, zorder=0)
+        axes.axvline(100 * MARGIN, color=SOFT, linewidth=0.9, linestyle=DASHED, zorder=0)
         names = [t["name"].replace("-", " ") for t in tests]
-        name_rows(axes, names, "effect (points of balanced accuracy), 95 % interval")
+        drawing.name_rows(axes, names, "effect (points of balanced accuracy), 95 % interval")
         for name, look in looks.items():
             axes.plot([], [], "o", label=name, **look)
         figure.legend(loc="outside lower center", ncols=5, fontsize=8)
@@ -207,11 +192,8 @@ def audit_figure(tests: Sequence[Entry]) -> str:
 
 def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) -> str:
     """Loss and learning rate of every step above, validation macro F1 below; a mark where the kept weights are from.
-
-    Args:
-        rows: of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`.
-        validated: what gave the validation's answers.
-    """
+    `rows` are of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`; `validated`
+    is what gave the validation's answers."""
     with drawing.new_figure(5.6, 3.9) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         above.plot(*_steps(rows, "loss"), color=ACCENT, linewidth=1.1)
@@ -226,7 +208,7 @@ def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) ->
             if steps:
                 percent = [100 * value for value in values]
                 below.plot(steps, percent, "o-", markersize=3.5, linewidth=1.2, color=COLOURS[number], label=name)
-        kept = {"color": COLOURS[1], "linewidth": 1, "linestyle": DASHES[2], "label": f"kept: step {best_step}"}
+        kept = {"color": COLOURS[1], "linewidth": 1, "linestyle": drawing.DASHES[2], "label": f"kept: step {best_step}"}
         below.axvline(best_step, **kept)
         below.set(xlabel="optimizer step", ylabel="validation F1 (%)", ylim=(0, 102))
         below.legend(loc="lower right", fontsize=7.5)

@@ -99,13 +99,10 @@ def bootstrap_variance(replicates: Floats, clusters: float) -> Variance:
 
 
 def difference_interval(a: Ends, b: Ends, correlation: float = 0.0) -> tuple[float, float]:
-    """95 % interval of a - b from those of a and b, symmetric or not (Zou & Donner 2008, Stat. Med. 27:1693).
+    """95 % interval of a - b from those of a and b (value, low, high), symmetric or not, with the correlation r of the
+    two estimates, 0 of independent ones (Zou & Donner 2008, Stat. Med. 27:1693).
 
     low = a - b - sqrt((a - a_low)^2 + (b_high - b)^2 - 2 r (a - a_low)(b_high - b)), and high the other way round.
-
-    Args:
-        a, b: value, low, high.
-        correlation: r of the two estimates; 0 of independent ones.
     """
     (value, low, high), (other, other_low, other_high) = a, b
 

@@ -22,23 +22,13 @@ from thoraclip.evaluation.entries import mean_clusters, mean_estimate, training_
 from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.metrics import METRICS, Scored
 from thoraclip.evaluation.reading import MAIN_METRIC, between, listed, points, share, share_interval
-from thoraclip.evaluation.resampling import replicate_answers
+from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MAJORITY, MethodResult
 from thoraclip.evaluation.trainings import Variance, draw_variance, total, training_variance
 from thoraclip.pages import counted
 from thoraclip.proportions import t_quantile
 
-__all__ = [
-    "FewShot",
-    "Judge",
-    "Point",
-    "curve_points",
-    "labels_text",
-    "learning_curve",
-    "learning_notes",
-    "learning_reading",
-    "shots_columns",
-]
+__all__ = ["FewShot", "labels_text", "learning_curve", "learning_notes", "learning_reading", "shots_columns"]
 
 Shots = int | str
 
@@ -86,7 +76,6 @@ def learning_curve(
     """The entry `learning_curve` of a report.
 
     Args:
-        few: the few-shot runs.
         entries: of the methods of the report.
         aligned: the judged images, and every method's scores.
         resamples, seed: of the report, so that test images are paired with those of the full trainings.
@@ -94,20 +83,25 @@ def learning_curve(
     Raises:
         MismatchError: a few-shot run was scored on other images than the methods of the report.
     """
-    found = curve_points(_tables(few, aligned), few, aligned, resamples=resamples, seed=seed)
+    tables: dict[tuple[str, Shots], Sequence[Scored]] = {}
+    if known := {key: run for key, run in few.runs.items() if run.predictions}:
+        own = align(list(known.values()))
+        if own.image_id != aligned.image_id:
+            raise MismatchError("few-shot runs were scored on other images than the methods; run the study again")
+        tables = {key: own.scored[run.name] for key, run in known.items()}
+    tables |= {(name, "all"): several for name, several in aligned.scored.items() if name != MAJORITY}
+    found = curve_points(tables, few, aligned, resamples=resamples, seed=seed)
     untrained = [e for e in entries if not e["trained"] and e["name"] != MAJORITY]
     best = max(untrained, key=lambda e: e["metrics"][MAIN_METRIC]["value"], default=None)
     judge = Judge(few, aligned, found[best["name"], "all"] if best else None)
     rows, kinds = {e["name"]: e for e in entries}, {name: run.kind for (name, _), run in few.runs.items()}
-    methods = []
+    methods, failed = [], [(key, run.failed) for key, run in few.runs.items() if run.failed]
     for name, kind in kinds.items():
         curve = [found[key] for key in few.runs if key[0] == name and key in found]
-        if few.with_all and name in rows:
-            curve.append(found[name, "all"])
+        curve += [found[name, "all"]] if few.with_all and name in rows else []
         drawn = [judge.point(point, rows.get(name)) for point in curve]
         gains = [judge.gain(a, b) for a, b in pairwise(curve)]
         methods.append({"name": name, "kind": kind, "points": drawn, "gains": gains})
-    failed = [(key, run.failed) for key, run in few.runs.items() if run.failed]
     return {
         "metric": MAIN_METRIC,
         "draws": few.draws,
@@ -127,8 +121,8 @@ def curve_points(
     """The point of each (method, shots), from a table for each of its trainings; arguments as of `learning_curve`."""
     flat, drawn = [table for several in tables.values() for table in several], list[Floats]()
     if aligned.group_count > 1:
-        rows = replicate_answers(flat, aligned.groups, [MAIN_METRIC], resamples=resamples, seed=seed)
-        drawn = [row[MAIN_METRIC] for row in rows]
+        rows = replicate(flat, aligned.groups, resamples=resamples, seed=seed, names=[MAIN_METRIC])
+        drawn = [row.headline[MAIN_METRIC] for row in rows]
     folds, patients = int(aligned.fold_of.max()) + 1, list(few.patients.values())
     found = dict[tuple[str, Shots], Point]()
     for (name, shots), several in tables.items():
@@ -140,19 +134,6 @@ def curve_points(
             training = training_variance(training_values(several, aligned.fold_of, names=[MAIN_METRIC])[MAIN_METRIC])
         found[name, shots] = Point(shots, values, mean, training)
     return found
-
-
-def _tables(few: FewShot, aligned: Aligned) -> dict[tuple[str, Shots], Sequence[Scored]]:
-    """(method, shots) -> a table for each training, over the images of the report in their order."""
-    full: dict[tuple[str, Shots], Sequence[Scored]]
-    full = {(name, "all"): tables for name, tables in aligned.scored.items() if name != MAJORITY}
-    known = {key: run for key, run in few.runs.items() if run.predictions}
-    if not known:
-        return full
-    own = align(list(known.values()))
-    if own.image_id != aligned.image_id:
-        raise MismatchError("few-shot runs were scored on other images than the methods; run the study again")
-    return {key: own.scored[run.name] for key, run in known.items()} | full
 
 
 @dataclass(frozen=True)
@@ -229,16 +210,12 @@ def labels_text(curve: Mapping[str, Any]) -> str:
     return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
 
 
-def _labels(curve: Mapping[str, Any], shots: Shots) -> str:
-    if shots == "all":
-        return f"all labels ({labels_text(curve)} {curve['unit']}s of each class)"
-    assert isinstance(shots, int)
-    return f"{counted(shots, 'labelled ' + curve['unit'])} of each class"
-
-
 def _of_method(curve: Mapping[str, Any], method: Mapping[str, Any]) -> str:
-    last = method["points"][-1]
-    said = f"With {_labels(curve, last['shots'])}, {method['name']} reaches a macro F1 of {share_interval(last)} %."
+    last, unit = method["points"][-1], curve["unit"]
+    labels = f"all labels ({labels_text(curve)} {unit}s of each class)"
+    if last["shots"] != "all":
+        labels = f"{counted(last['shots'], f'labelled {unit}')} of each class"
+    said = f"With {labels}, {method['name']} reaches a macro F1 of {share_interval(last)} %."
     return " ".join([said, *_gains(method["gains"]), *_lead(curve, method["points"])])
 
 

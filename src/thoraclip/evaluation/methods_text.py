@@ -20,17 +20,13 @@ _SPREADS = {
 
 
 def statistical_methods(report: Mapping[str, Any]) -> str:
-    """One paragraph, from what stands in a report that was judged; empty where nothing was.
-
-    Args:
-        report: content of `report.json`.
-    """
+    """One paragraph, from the content of a `report.json`; empty where nothing was judged."""
     sample, drawn = report["sample"], report["bootstrap"]
     if sample is None:
         return ""
     unit, images = sample["unit"], counted(sample["n"], "image")
-    known = f"of {counted(sample['groups'], unit)}" if unit == "patient" else ", whose patients are not known"
-    said = f"Metrics were computed on {images}{' ' if unit == 'patient' else ''}{known}. "
+    known = f" of {counted(sample['groups'], unit)}" if unit == "patient" else ", whose patients are not known"
+    said = f"Metrics were computed on {images}{known}. "
     if sample["groups"] > 1:
         said += (
             f"Variances over {unit}s come from {drawn['resamples']:,} bootstrap resamples of {unit}s (seed "
@@ -38,9 +34,19 @@ def statistical_methods(report: Mapping[str, Any]) -> str:
             "precision are Wilson's at the effective sample size, with Student's t (degrees of freedom after "
             "Satterthwaite); those of losses are percentiles, and of the calibration error bias-corrected percentiles. "
         )
-    return (
-        f"{said}{_comparisons(report)}{_trust(report)}{_useful(report)}{_external(report)}{_learning(report)}".strip()
-    )
+    said += _comparisons(report) + _trust(report) + _useful(report)
+    if any(one["methods"] for one in report["external"]):
+        said += (
+            "Differences between external and internal values have intervals from both (Zou and Donner 2008), and P "
+            "values of Student's t, corrected over the methods by Holm's method. "
+        )
+    if curve := report.get("learning_curve"):
+        said += (
+            f"Points of the learning curve are means over {curve['draws']} nested draws of {curve['unit']}s, whose "
+            "variance s^2 was added times 1/D + K k/(N - k) (D draws of k from N in each of K folds; delete-d "
+            "jackknife, Shao and Wu 1989); its gains are paired by draw and by test image. "
+        )
+    return said.strip()
 
 
 def _trainings(methods: Sequence[Mapping[str, Any]], unit: str) -> str:
@@ -80,26 +86,6 @@ def _trust(report: Mapping[str, Any]) -> str:
         f"({100 * sets['promised']:.0f} %; split conformal prediction) and thresholds (sensitivity "
         f"{100 * point['goal']:.0f} % on average for new patients), the latter two with every patient weighing the "
         "same (Dunn, Wasserman and Ramdas 2022). "
-    )
-
-
-def _external(report: Mapping[str, Any]) -> str:
-    if not any(one["methods"] for one in report["external"]):
-        return ""
-    return (
-        "Differences between external and internal values have intervals from both (Zou and Donner 2008), and P values "
-        "of Student's t, corrected over the methods by Holm's method. "
-    )
-
-
-def _learning(report: Mapping[str, Any]) -> str:
-    curve = report.get("learning_curve")
-    if not curve:
-        return ""
-    return (
-        f"Points of the learning curve are means over {curve['draws']} nested draws of {curve['unit']}s, whose "
-        "variance s^2 was added times 1/D + K k/(N - k) (D draws of k from N in each of K folds; delete-d jackknife, "
-        "Shao and Wu 1989); its gains are paired by draw and by test image. "
     )
 
 

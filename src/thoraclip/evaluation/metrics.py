@@ -10,7 +10,7 @@ Conventions, here and in `intervals`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,18 +20,7 @@ from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.weighted import Weighted, mean_of_known
 
-__all__ = [
-    "METRICS",
-    "PER_CLASS",
-    "Metric",
-    "Scored",
-    "confusion",
-    "headline",
-    "known_mean",
-    "per_class",
-    "precision_recall",
-    "roc",
-]
+__all__ = ["METRICS", "PER_CLASS", "Scored", "confusion", "per_class", "precision_recall", "roc"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,10 @@ class Scored:
         """f64[2, 1, C], see `Weighted`."""
         areas = np.full((2, 1, self.class_count), np.nan)
         for c in self.rankable:
-            is_class, score = self.target == c, self.scores[:, c]
-            areas[:, 0, c] = _auroc(is_class, score), _average_precision(is_class, score)
+            false, true = roc(self.target == c, self.scores[:, c])
+            precision, recall = precision_recall(self.target == c, self.scores[:, c])
+            areas[0, 0, c] = (np.diff(false) * (true[1:] + true[:-1]) / 2).sum()
+            areas[1, 0, c] = max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum())
         return areas
 
     @cached_property
@@ -146,26 +137,10 @@ def roc(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     return np.append(0.0, false) / false[-1], np.append(0.0, true) / true[-1]
 
 
-def _auroc(is_class: Masks, score: Floats) -> float:
-    false, true = roc(is_class, score)
-    return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
-
-
 def precision_recall(is_class: Masks, score: Floats) -> tuple[Floats, Floats]:
     """(precision, recall) at every distinct score of one class against the rest, from the highest down."""
     true, false = _thresholds(is_class, score)
     return true / (true + false), true / true[-1]
-
-
-def _average_precision(is_class: Masks, score: Floats) -> float:
-    precision, recall = precision_recall(is_class, score)
-    return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
-
-
-def known_mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that exist; `None` where none does."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _known(values: Floats) -> list[float | None]:
@@ -216,14 +191,7 @@ PER_CLASS: dict[str, Callable[[Weighted], Floats]] = {
 """Metrics of one class against the rest: f64[R, C], NaN where they do not exist."""
 
 
-def headline(scored: Scored) -> dict[str, float | None]:
-    """Every headline metric of one table, in the order of `METRICS`."""
-    return {name: metric.point(scored) for name, metric in METRICS.items()}
-
-
 def per_class(scored: Scored) -> dict[str, list[float | None]]:
-    """Every metric of `PER_CLASS`, one value per class; `None` where the value does not exist.
-
-    Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
-    """
+    """Every metric of `PER_CLASS`, one value per class; `None` where the value does not exist, as a specificity (TN /
+    (TN + FP)) where every image is of the class."""
     return {name: _known(of(scored.once)[0]) for name, of in PER_CLASS.items()}

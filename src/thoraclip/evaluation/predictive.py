@@ -15,10 +15,7 @@ _ABSENT = {"value": None, "low": None, "high": None}
 
 
 def read_prevalence(given: Mapping[str, float] | Sequence[str] | str) -> dict[str, float]:
-    """Class -> share of the patients who have it.
-
-    Args:
-        given: such a mapping, or one text `CLASS=SHARE` or several.
+    """Class -> share of the patients who have it, of such a mapping, or of one text `CLASS=SHARE` or several.
 
     Raises:
         ConfigError: a text without `=`, a class that is named twice, or a share that is no number in (0, 1).
@@ -62,8 +59,7 @@ def predictive_entry(
 
     Args:
         entry: the method's entry of the report, with `per_class` and `trust`.
-        prevalence: class -> what is stated, see `read_prevalence`.
-        images: class -> judged images.
+        prevalence, images: class -> what is stated, see `read_prevalence`, and class -> judged images.
 
     Returns:
         Class -> `study` and `stated` (`None` where nothing is stated), each `prevalence` and for every point of
@@ -76,13 +72,11 @@ def predictive_entry(
         chosen = points.get(name, {}).get("test")
         known = chosen and chosen["sensitivity"]["value"] is not None
         rates = {"predicted": predicted, "operating_point": chosen if known else None}
-        at = {"study": images[name] / sum(images.values()), "stated": prevalence.get(name)}
-        found[name] = {
-            where: None
-            if share is None
-            else {"prevalence": share, **{point: one and predictive_values(one, share) for point, one in rates.items()}}
-            for where, share in at.items()
-        }
+        found[name] = {"study": None, "stated": None}
+        for where, share in (("study", images[name] / sum(images.values())), ("stated", prevalence.get(name))):
+            if share is not None:
+                values = {point: one and predictive_values(one, share) for point, one in rates.items()}
+                found[name][where] = {"prevalence": share, **values}
     return found
 
 

@@ -10,19 +10,7 @@ from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS
 from thoraclip.pages import counted
 
-__all__ = [
-    "ALPHA",
-    "COLUMNS",
-    "MAIN_METRIC",
-    "listed",
-    "ordered",
-    "points",
-    "printed",
-    "ranked",
-    "reading",
-    "share",
-    "verdict",
-]
+__all__ = ["ALPHA", "COLUMNS", "MAIN_METRIC", "listed", "ordered", "points", "printed", "ranked", "share", "verdict"]
 
 MAIN_METRIC = "macro_f1"
 """Decides which method is best: every class counts the same, and so do both kinds of error."""
@@ -37,7 +25,7 @@ COLUMNS = {
 """The metrics of the main table, and their headings."""
 _TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
-FEW_GROUPS = 30
+_FEW_GROUPS = 30
 """Fewer patients (or images) give rough intervals."""
 _MINUS = "\u2212"
 
@@ -134,21 +122,22 @@ def reading(report: Mapping[str, Any]) -> list[str]:
     """Sentences for the top of the report: the winner, its lead, whether the lead is real, and what limits it."""
     if report["verdict"] is None:
         return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
-    sentences = [_winner(report), *_lead(report), _against_majority(report), *_against_trivial(report)]
-    return [*sentences, *_calibrated(report), *_limits(report)]
+    best = next(m for m in report["methods"] if m["name"] == report["verdict"]["best"])
+    sentences = [_winner(report, best), *_lead(report), _against_majority(report), *_against_trivial(report)]
+    if (trust := best.get("trust")) and trust["reason"] is None:
+        sentences += [_temperature(best["name"], trust), _sets(best["name"], trust["conformal"])]
+    return [*sentences, *_limits(report)]
 
 
-def _winner(report: Mapping[str, Any]) -> str:
-    found = report["verdict"]
-    entry = next(m for m in report["methods"] if m["name"] == found["best"])
-    estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
+def _winner(report: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    estimate, sample, is_only = best["metrics"][MAIN_METRIC], report["sample"], report["verdict"]["runner_up"] is None
     images = counted(sample["n"], "image")
     if sample["unit"] == "patient":
         images += f" of {counted(sample['groups'], 'patient')}"
-    has = "is the only method; its macro F1 is" if found["runner_up"] is None else "has the highest macro F1,"
+    has = "is the only method; its macro F1 is" if is_only else "has the highest macro F1,"
     return (
-        f"{found['best']} {has} {share(estimate['value'])} %{between(estimate)}, and an accuracy of "
-        f"{share(entry['metrics']['accuracy']['value'])} % on {images}."
+        f"{best['name']} {has} {share(estimate['value'])} %{between(estimate)}, and an accuracy of "
+        f"{share(best['metrics']['accuracy']['value'])} % on {images}."
     )
 
 
@@ -168,16 +157,12 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
             real = f"{size}: a real difference between these two trained models on {images}, not between the methods."
             told = "Another training could turn it round: folds, or three seeds where the seed matters, would tell."
             return [f"{real} {told}", *rest]
-        return [f"{size}: a real difference between the methods, over {_over(lead, report)}.", *rest]
+        unit = f"{report['sample']['unit']}s"
+        over = {PATIENTS: unit, SEEDS: f"{unit} and seeds", FOLDS: f"{unit} and folds"}[lead["source"]]
+        return [f"{size}: a real difference between the methods, over {over}.", *rest]
     others = [name for name in tied if name != second]
     more = f" Nor can it be told apart from {listed(others)}." if others else ""
     return [f"{size}: the two cannot be told apart on these {images}.{_settles(lead)}{more}"]
-
-
-def _over(comparison: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """What the variance of a difference was taken over."""
-    unit = f"{report['sample']['unit']}s"
-    return {PATIENTS: unit, SEEDS: f"{unit} and seeds", FOLDS: f"{unit} and folds"}[comparison["source"]]
 
 
 def _settles(comparison: Mapping[str, Any]) -> str:
@@ -225,15 +210,6 @@ def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _calibrated(report: Mapping[str, Any]) -> list[str]:
-    """What the best method's validation images are good for, where it has any."""
-    best = next(m for m in report["methods"] if m["name"] == report["verdict"]["best"])
-    trust = best.get("trust")
-    if not trust or trust["reason"] is not None:
-        return []
-    return [_temperature(best["name"], trust), _sets(best["name"], trust["conformal"])]
-
-
 def _temperature(name: str, trust: Mapping[str, Any]) -> str:
     after = trust["after_temperature"]
     if after is None:
@@ -249,7 +225,8 @@ def _temperature(name: str, trust: Mapping[str, Any]) -> str:
 
 def _sets(name: str, sets: Mapping[str, Any]) -> str:
     covered = {c: row["coverage"] for c, row in sets["classes"].items() if row["coverage"]["value"] is not None}
-    ends = sorted({share(pick(one["value"] for one in covered.values())) for pick in (min, max)}, key=float)
+    values = [one["value"] for one in covered.values()]
+    ends = dict.fromkeys((share(min(values)), share(max(values))))
     broken = [
         f"{c} ({share(one['value'])} %{between(one)})"
         for c, one in covered.items()
@@ -274,10 +251,7 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     if absent:
         which, them = ("class", "it") if len(absent) == 1 else ("classes", "them")
         sentences.append(f"No image here is of the {which} {listed(absent)}: means over the classes leave {them} out.")
-    if sample["groups"] == 1:
-        sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
-    elif sample["groups"] < FEW_GROUPS:
-        sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
+    sentences += few_groups(sample["groups"], sample["unit"])
     for fold, classes in sample.get("lacking", {}).items():
         sentences.append(
             f"Fold {fold} has no image of {listed(classes)}: what counts classes has no spread over folds."
@@ -290,6 +264,14 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     if report["failed"]:
         sentences.append(f"Failed, and so not compared: {listed([entry['name'] for entry in report['failed']])}.")
     return sentences
+
+
+def few_groups(groups: int, unit: str) -> list[str]:
+    """What so few patients (or images) do to the intervals; `[]` where there are none, or enough."""
+    if groups == 1:
+        return [f"All images belong to one {unit}, so no interval can be given."]
+    is_few = 0 < groups < _FEW_GROUPS
+    return [f"Only {groups} {unit}s: the intervals are rough and may be too narrow."] if is_few else []
 
 
 def listed(names: Sequence[str]) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.entries import training_values
-from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate, percentile_interval
-from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline, log_loss_terms
-from thoraclip.evaluation.resampling import resample_weights
+from thoraclip.evaluation.entries import metric_estimate, training_values
+from thoraclip.evaluation.intervals import Estimate, difference_interval, percentile_interval
+from thoraclip.evaluation.metrics import Scored
+from thoraclip.evaluation.resampling import Replicates, replicate
 from thoraclip.evaluation.trainings import training_variance
 
 __all__ = ["BEFORE", "recalibration"]
@@ -27,12 +26,7 @@ _MEASURED = (*_COMPARED, "accuracy")
 
 
 def recalibration(
-    tables: Mapping[str, Scored],
-    groups: Ints,
-    *,
-    fold_of: Ints | None = None,
-    resamples: int,
-    seed: int,
+    tables: Mapping[str, Scored], groups: Ints, *, fold_of: Ints | None = None, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Calibration error, Brier score and log-loss of every table, and how each differs from those of `BEFORE`.
 
@@ -40,72 +34,38 @@ def recalibration(
         tables: name -> scores of the same N images; one is `BEFORE`.
         groups: i64[N], see `resampling.resample_weights`; nothing is resampled where there is only one.
         fold_of: i64[N], see `entries.training_values`; `None` where no training varies.
-        resamples: of the groups; the fits that made the tables are held fixed in them.
-        seed: of the resampling; with that of the report, the intervals of `BEFORE` are those of its metrics.
+        resamples, seed: of the groups; the fits that made the tables are held fixed in them.
 
     Returns:
         Table -> `ece`, `brier`, `log_loss`, `accuracy` (value, low, high), `bins` of the reliability diagram and, for
         all but `BEFORE`, `change`: the three differences after minus before, which are better when negative.
     """
-    columns = np.stack([_columns(table) for table in tables.values()])  # [T, K, N]
-    count = int(groups.max()) + 1
-    replicates: dict[str, dict[str, Floats]] = {name: {} for name in tables}
-    if count > 1:
-        with threadpool_limits(limits=1, user_api="blas"):
-            weights = resample_weights(groups, resamples=resamples, seed=seed)
-            drawn = np.concatenate([columns @ w / w.sum(axis=0) for w in weights], axis=2)  # [T, K, R]
-        for name, means, resampled in zip(tables, columns.mean(axis=2), drawn, strict=True):
-            replicates[name] = dict(zip(("brier", "log_loss", "accuracy"), resampled, strict=False))
-            replicates[name]["ece"] = np.abs(resampled[3:]).sum(axis=0)
-            replicates[name]["noise"] = np.abs(resampled[3:] - means[3:, None]).sum(axis=0)
-    measured = {name: _estimates(table, replicates[name], count, fold_of) for name, table in tables.items()}
+    drawn: dict[str, list[Replicates]] = {name: [] for name in tables}
+    if groups.max() > 0:
+        each = replicate(list(tables.values()), groups, resamples=resamples, seed=seed, names=_MEASURED)
+        drawn = {name: [one] for name, one in zip(tables, each, strict=True)}
+    measured: dict[str, dict[str, Estimate]] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for name, table in tables.items():
+    for name, table in sorted(tables.items(), key=lambda item: item[0] != BEFORE):
+        trainings = {} if fold_of is None else training_values([table], fold_of, names=_MEASURED)
+        variances = {metric: training_variance(values) for metric, values in trainings.items()}
+        measured[name] = {
+            metric: metric_estimate(metric, [table], drawn[name], groups, training=variances.get(metric))
+            for metric in _MEASURED
+        }
         entries[name] = {metric: found.as_json() for metric, found in measured[name].items()}
         entries[name]["bins"] = calibration.reliability_bins(table.confidence, table.correct, groups)
         if name != BEFORE:
+            pairs = {metric: [one.headline[metric] for one in drawn[name] + drawn[BEFORE]] for metric in _COMPARED}
             entries[name]["change"] = {
-                metric: _change(
-                    measured[name][metric],
-                    measured[BEFORE][metric],
-                    [replicates[one][metric] for one in (name, BEFORE)] if count > 1 else None,
-                    is_distance=metric == "ece",
-                )
-                for metric in _COMPARED
+                metric: _change(measured[name][metric], measured[BEFORE][metric], pair, is_distance=metric == "ece")
+                for metric, pair in pairs.items()
             }
     return entries
 
 
-def _columns(scored: Scored) -> Floats:
-    """f64[K, N]: Brier score, log-loss, correctness and the gap in each calibration bin of every image; every metric is
-    a mean of these over the images, or the length of a vector of such means."""
-    gaps = calibration.gap_columns(scored.confidence, scored.correct)
-    columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
-    return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
-
-
-def _estimates(
-    scored: Scored, replicates: Mapping[str, Floats], clusters: int, fold_of: Ints | None
-) -> dict[str, Estimate]:
-    """Metric -> value with interval."""
-    values = headline(scored)
-    trainings = {} if fold_of is None else training_values([scored], fold_of, names=_MEASURED)
-    return {
-        metric: estimate(
-            float(values[metric] or 0.0),
-            replicates.get(metric),
-            clusters=clusters,
-            training=training_variance(trainings[metric]) if trainings else None,
-            bounds=METRICS[metric].bounds,
-            higher_is_better=METRICS[metric].higher_is_better,
-            noise=replicates.get("noise") if metric == "ece" else None,
-        )
-        for metric in _MEASURED
-    }
-
-
 def _change(
-    after: Estimate, before: Estimate, replicates: Sequence[Floats] | None, *, is_distance: bool
+    after: Estimate, before: Estimate, replicates: Sequence[Floats], *, is_distance: bool
 ) -> dict[str, float | None]:
     """After minus before: percentiles of the paired differences, and for the calibration error `_mover`."""
     value = float(after.value or 0.0) - float(before.value or 0.0)

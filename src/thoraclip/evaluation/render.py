@@ -14,24 +14,13 @@ from markupsafe import Markup
 from thoraclip import imaging
 from thoraclip.dtypes import Greys
 from thoraclip.errors import InputError
-from thoraclip.evaluation import figures
+from thoraclip.evaluation import audit_reading, figures, reading
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
-from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.learning_curve import learning_notes, shots_columns
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.reading import (
-    COLUMNS,
-    ordered,
-    points,
-    printed,
-    probability,
-    share,
-    share_interval,
-    three_digits,
-    versus,
-)
+from thoraclip.evaluation.reading import COLUMNS, ordered, printed, versus
 from thoraclip.evaluation.report_figures import report_figures
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
@@ -98,9 +87,8 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
             f"audit of {content['run']}: schema {content['schema']}, but {AUDIT_SCHEMA} is read; make it anew with "
             "thoraclip audit"
         )
-    tests = {asks: [t for t in content["tests"] if t["asks"] == asks] for asks in _AUDIT_ASKS}
-    tests = {asks: rows for asks, rows in tests.items() if rows}
-    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": verdict_label}
+    tests = {asks: rows for asks in _AUDIT_ASKS if (rows := [t for t in content["tests"] if t["asks"] == asks])}
+    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": audit_reading.label}
 
 
 @writes()
@@ -147,17 +135,9 @@ def escape_latex(text: object) -> str:
 
 
 def _environment(*, html: bool) -> Environment:
-    return environment(
-        "thoraclip.evaluation",
-        html=html,
-        share=share,
-        printed=printed,
-        points=points,
-        p=probability,
-        tex=escape_latex,
-        interval=share_interval,
-        three_digits=three_digits,
-    )
+    filters = {"share": reading.share, "printed": printed, "points": reading.points, "p": reading.probability}
+    more = {"interval": reading.share_interval, "three_digits": reading.three_digits, "tex": escape_latex}
+    return environment("thoraclip.evaluation", html=html, **filters, **more)
 
 
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,10 +147,10 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     beside = _beside(report, [m["name"] for m in settings])
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
     best = next((m for m in methods if verdict and m["name"] == verdict["best"]), None)
-    others = [m["name"] for m in methods if best and m is not best]
     versus_best = [
-        {"name": name, **{metric: versus(report["comparisons"], verdict["best"], name, metric) for metric in pairs}}
-        for name in others
+        {"name": m["name"]} | {x: versus(report["comparisons"], best["name"], m["name"], x) for x in pairs}
+        for m in methods
+        if best and m is not best
     ]
     return {
         "audits": {name: audit_context(content) for name, content in report.get("audits", {}).items()},
@@ -212,14 +192,10 @@ def _learning(curve: Mapping[str, Any] | None) -> dict[str, Any]:
     """The learning curve as its section shows it; the points of a method, and the gains that lead to them, by shots."""
     if not curve:
         return {"learning": None}
-    rows = [
-        {
-            "name": method["name"],
-            "points": {point["shots"]: point for point in method["points"]},
-            "gains": {gain["to"]: gain for gain in method["gains"]},
-        }
-        for method in curve["methods"]
-    ]
+    rows = []
+    for method in curve["methods"]:
+        by_shots = {point["shots"]: point for point in method["points"]}
+        rows.append({"name": method["name"], "points": by_shots, "gains": {g["to"]: g for g in method["gains"]}})
     shown = {"learning": curve, "learning_notes": learning_notes(curve), "learners": rows}
     is_hollow = any(not point["counts_training"] for row in rows for point in row["points"].values())
     return {**shown, "shots_columns": shots_columns(curve), "has_hollow_points": is_hollow}
@@ -229,13 +205,9 @@ def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, An
     """An external set as its section shows it: its methods in the study's order, and whose classes are told one by
     one."""
     found = ordered_outside(report, one)
-    return {
-        **one,
-        "notes": external_notes(one),
-        "methods": found,
-        "best": found[0] if found else None,
-        "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
-    }
+    changed = {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found}
+    best = found[0] if found else None
+    return {**one, "notes": external_notes(one), "methods": found, "best": best, "changed": changed}
 
 
 def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

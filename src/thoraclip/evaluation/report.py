@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thoraclip.errors import InputError
-from thoraclip.evaluation.align import Aligned, align
+from thoraclip.evaluation.align import align
 from thoraclip.evaluation.compare import COMPARED, Contestant, compare
 from thoraclip.evaluation.entries import method_entry, training_values
 from thoraclip.evaluation.external import ExternalResult, external_entries
@@ -22,7 +23,7 @@ from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.predictive import require_classes
 from thoraclip.evaluation.reading import reading, verdict
-from thoraclip.evaluation.resampling import Replicates, replicate
+from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.evaluation.usefulness import usefulness, usefulness_reading
@@ -100,9 +101,8 @@ def judge(
         raise InputError("no method to judge; name at least one predictions file")
     conform("resamples", resamples, Resamples)
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
-    failed = [
-        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
-    ]
+    lost = [m for m in methods if m.failed]
+    failed = [{"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in lost]
     report: dict[str, Any] = {
         "schema": _SCHEMA,
         "title": title,
@@ -135,28 +135,23 @@ def method_metrics(method: MethodResult, *, resamples: int = RESAMPLES, seed: in
         ManifestError: the predictions have no labelled test row.
     """
     aligned = align([method])
-    drawn = _replicates(aligned.scored, aligned, resamples, seed) if aligned.group_count > 1 else {}
-    tables, replicates = aligned.scored[method.name], drawn.get(method.name, [])
-    entry = method_entry(method.name, method.kind, tables, aligned, replicates, trained=method.is_trained)
+    tables = aligned.scored[method.name]
+    drawn = replicate(tables, aligned.groups, resamples=resamples, seed=seed) if aligned.group_count > 1 else []
+    entry = method_entry(method.name, method.kind, tables, aligned, drawn, trained=method.is_trained)
     return dict(plain(entry["metrics"]))
 
 
 def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The report with audits (method -> content of its `audit.json`), and what they say near the top of its reading."""
-    said = [
-        f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
-        for name, content in audits.items()
-        for number, sentence in enumerate(_audit_sentences(content))
-    ]
+    """The report with audits (method -> content of its `audit.json`), and what they say near the top of its reading:
+    the first sentences of theirs, and what each could have shown (audits of 0.1.0 do not say it)."""
     first, *rest = report["reading"]
+    said: list[str] = []
+    for name, content in audits.items():
+        own, shown = content["reading"][:_AUDIT_SENTENCES], content.get("power", {}).get("words")
+        said += [f"Audit of {name}: {own[0][0].lower()}{own[0][1:]}", *own[1:]]
+        said += [shown] if shown and shown not in own else []
     rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
     return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
-
-
-def _audit_sentences(content: Mapping[str, Any]) -> list[str]:
-    """The first ones of an audit's reading, and what it could have shown (audits of 0.1.0 do not say it)."""
-    first, shown = content["reading"][:_AUDIT_SENTENCES], content.get("power", {}).get("words")
-    return [*first, shown] if shown and shown not in first else first
 
 
 @writes()
@@ -198,32 +193,37 @@ def _judged(
 ) -> dict[str, Any]:
     aligned = align(methods)
     require_classes(prevalence, aligned.labels.names)
-    kinds = {m.name: m.kind for m in methods if m.predictions} | {MAJORITY: MAJORITY}
-    about = {m.name: {key: getattr(m, key) for key in _MAJORITY_ABOUT} for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
     counts = np.bincount(aligned.target, minlength=len(aligned.labels))
     constant = Scored(aligned.target, np.tile(counts / len(aligned.target), (len(aligned.target), 1)))
     scored = {**aligned.scored, MAJORITY: (constant,)}
-    resampled = aligned.group_count > 1
-    replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
-    trained = {m.name: m.is_trained for m in methods} | {MAJORITY: False}
-    fits = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
-    entries = [
-        method_entry(name, kinds[name], tables, aligned, replicates.get(name, []), trained=trained[name])
-        | about[name]
-        | {"trust": fits[name][0] if name in fits else None}
-        for name, tables in scored.items()
-    ]
-    calls = {name: called for name, (_, called) in fits.items()}
-    useful = usefulness(calls, entries, aligned, groups=groups, prevalence=prevalence, resamples=resamples, seed=seed)
+    resampled, resampling = aligned.group_count > 1, dict[str, Any](resamples=resamples, seed=seed)
+    every = [table for tables in scored.values() for table in tables]  # all over the same resamples
+    replicates = iter(replicate(every, aligned.groups, **resampling) if resampled else [])
+    by_name = {m.name: m for m in methods}
+    entries, contestants, calls = [], [], {}
+    for name, tables in scored.items():
+        drawn = list(islice(replicates, len(tables)))
+        kind, about, trust = MAJORITY, _MAJORITY_ABOUT, None
+        if method := by_name.get(name):
+            kind, about = method.kind, {key: getattr(method, key) for key in _MAJORITY_ABOUT}
+            trust, calls[name] = trust_entry(method, aligned, **resampling)
+        trained = method is not None and method.is_trained
+        entry = method_entry(name, kind, tables, aligned, drawn, trained=trained) | about | {"trust": trust}
+        entries.append(entry)
+        contestants.append(
+            Contestant(
+                name,
+                {metric: entry["metrics"][metric]["value"] for metric in COMPARED},
+                {metric: np.mean([one.headline[metric] for one in drawn], axis=0) for metric in COMPARED if drawn},
+                tables[0].correct if len(tables) == 1 else None,
+                training_values(tables, aligned.fold_of, names=COMPARED),
+                trained,
+            )
+        )
+    useful = usefulness(calls, entries, aligned, groups=groups, prevalence=prevalence, **resampling)
     entries = [entry | useful[entry["name"]] for entry in entries]
-    contestants = [
-        _contestant(entry, scored[entry["name"]], replicates.get(entry["name"], []), aligned, trained[entry["name"]])
-        for entry in entries
-    ]
     comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
-    more = {}
-    if few_shot:
-        more["learning_curve"] = learning_curve(few_shot, entries, aligned, resamples=resamples, seed=seed)
+    curve = {"learning_curve": learning_curve(few_shot, entries, aligned, **resampling)} if few_shot else {}
     return {
         "classes": list(aligned.labels.names),
         "verdict": verdict(entries, comparisons),
@@ -232,44 +232,14 @@ def _judged(
             "unit": aligned.unit,
             "groups": aligned.group_count,
             "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
-            "splits": aligned.splits,
-            "folds": aligned.folds,
-            "lacking": aligned.lacking,
-            "dropped": aligned.dropped,
+            **{key: getattr(aligned, key) for key in ("splits", "folds", "lacking", "dropped")},
         },
-        "bootstrap": {
-            "resamples": resamples,
-            "seed": seed,
-            "level": LEVEL,
-            "unit": aligned.unit,
-        },
+        "bootstrap": {**resampling, "level": LEVEL, "unit": aligned.unit},
         "methods": entries,
         "comparisons": comparisons,
-        "external": external_entries(external, aligned, resamples=resamples, seed=seed),
-        **more,
+        "external": external_entries(external, aligned, **resampling),
+        **curve,
     }
-
-
-def _contestant(
-    entry: Mapping[str, Any], seeds: Sequence[Scored], drawn: Sequence[Replicates], aligned: Aligned, trained: bool
-) -> Contestant:
-    return Contestant(
-        entry["name"],
-        {metric: entry["metrics"][metric]["value"] for metric in COMPARED},
-        {metric: np.mean([one.headline[metric] for one in drawn], axis=0) for metric in COMPARED} if drawn else {},
-        seeds[0].correct if len(seeds) == 1 else None,
-        training_values(seeds, aligned.fold_of, names=COMPARED),
-        trained,
-    )
-
-
-def _replicates(
-    scored: Mapping[str, tuple[Scored, ...]], aligned: Aligned, resamples: int, seed: int
-) -> dict[str, list[Replicates]]:
-    """Method -> one entry per seed, all over the same resamples."""
-    tables = [table for seeds in scored.values() for table in seeds]
-    drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed))
-    return {name: [next(drawn) for _ in seeds] for name, seeds in scored.items()}
 
 
 def plain(value: object) -> Any:

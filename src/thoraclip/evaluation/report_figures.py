@@ -16,39 +16,27 @@ __all__ = ["report_figures"]
 def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`, `learning
     curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `audit METHOD`, where the
-    report has what they show.
-
-    Args:
-        report: the content of `report.json`.
-    """
-    external, audits = (one for one in report.get("external", ()) if one["methods"]), report.get("audits", {})
-    found: dict[str, Callable[[], str]] = {
-        f"external {one['name']}": partial(figures.dumbbell_figure, ordered_outside(report, one), one["name"])
-        for one in external
-    }
-    found |= {f"audit {name}": partial(figures.audit_figure, one["tests"]) for name, one in audits.items()}
-    return found | _of_methods(report) | _of_classes(report) if report["verdict"] else found
-
-
-def _of_methods(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
-    methods, verdict = ordered(report["methods"]), report["verdict"]
-    real, trusted, curve = ranked(methods), [m for m in methods if m.get("trust")], report.get("learning_curve")
-    return {
-        "forest": partial(figures.forest_figure, methods, best=verdict["best"], tied=verdict["tied"]),
-        **{f"confusion {m['name']}": partial(figures.confusion_figure, m, report["classes"]) for m in real},
-        **{f"reliability {m['name']}": partial(figures.reliability_figure, m) for m in real},
-        **({"selective": partial(figures.selective_figure, trusted)} if trusted else {}),
-        **({"learning curve": partial(figures.learning_figure, curve)} if curve else {}),
-    }
-
-
-def _of_classes(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
-    """ROC curves of all methods; of those that have them, the curves of usefulness; and the best method's groups."""
-    methods, images = ordered(report["methods"]), report["sample"]["images_per_class"]
-    useful, grouped = ([m for m in methods if m.get(key)] for key in ("predictive_values", "subgroups"))
-    found: dict[str, Callable[[], str]] = {
-        f"roc {label}": partial(curve_figures.roc_figure, ranked(methods), label) for label in report["classes"]
-    }
+    report (content of `report.json`) has what they show."""
+    found: dict[str, Callable[[], str]] = {}
+    for one in report.get("external", ()):
+        if one["methods"]:
+            name = one["name"]
+            found[f"external {name}"] = partial(figures.dumbbell_figure, ordered_outside(report, one), name)
+    for name, one in report.get("audits", {}).items():
+        found[f"audit {name}"] = partial(figures.audit_figure, one["tests"])
+    if (verdict := report["verdict"]) is None:
+        return found
+    methods, real = ordered(report["methods"]), ranked(report["methods"])
+    images = report["sample"]["images_per_class"]
+    trusted, useful, grouped = ([m for m in methods if m.get(k)] for k in ("trust", "predictive_values", "subgroups"))
+    found["forest"] = partial(figures.forest_figure, methods, best=verdict["best"], tied=verdict["tied"])
+    found |= {f"confusion {m['name']}": partial(figures.confusion_figure, m, report["classes"]) for m in real}
+    found |= {f"reliability {m['name']}": partial(figures.reliability_figure, m) for m in real}
+    if trusted:
+        found["selective"] = partial(figures.selective_figure, trusted)
+    if curve := report.get("learning_curve"):
+        found["learning curve"] = partial(figures.learning_figure, curve)
+    found |= {f"roc {label}": partial(curve_figures.roc_figure, real, label) for label in report["classes"]}
     for label in report["classes"]:
         if useful:
             share = images[label] / sum(images.values())

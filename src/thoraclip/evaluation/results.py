@@ -144,12 +144,8 @@ def read_published(tables: object, methods: Collection[str], where: str) -> tupl
 
 
 def empty_adapters(name: str, runs: Sequence[Path]) -> list[str]:
-    """The report's sentence on a method's trainings of which no step was kept; `[]` where all gave an adapter.
-
-    Args:
-        name: of the row.
-        runs: folders of its runs; what has no readable `details.json` is passed over.
-    """
+    """The report's sentence on the trainings of row `name` of which no step was kept; `[]` where all gave an adapter.
+    Of the folders `runs`, what has no readable `details.json` is passed over."""
     rows = [kept_json(run / "details.json").get("chosen") for run in runs]
     chosen = [one for row in rows if isinstance(row, list) for one in row if isinstance(one, Mapping)]
     empty = sum(one.get("empty") is True for one in chosen)

@@ -99,17 +99,12 @@ class ShortcutTest:
 def balanced_accuracies(
     answers: Answers, names: Sequence[str], *, resamples: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Floats], dict[str, float]]:
-    """Of every name the balanced accuracy, f64[R] of it in resamples of groups, and chance.
-
-    The mean runs over the classes that an image of this name has; chance is one over their number. The resamples are
-    the same ones for all names, so that differences are paired.
-    """
+    """Of every name the balanced accuracy, f64[R] of it in resamples of groups, and chance. The mean runs over the
+    classes that an image of this name has; chance is one over their number. The resamples are the same ones for all
+    names, so that differences are paired."""
     one_hot = np.eye(answers.classes)[answers.target]
-    columns = []
-    for name in names:
-        asked = (answers.named[name] >= 0).astype(np.float64)
-        right = (answers.named[name] == answers.target).astype(np.float64)
-        columns += [one_hot * asked[:, None], one_hot * right[:, None]]
+    named = [answers.named[name][:, None] for name in names]
+    columns = [one_hot * counted for own in named for counted in (own >= 0, own == answers.target[:, None])]
     table = np.concatenate(columns, axis=1)  # [N, names * 2 * C]
     shape = (len(names), 2, answers.classes)
     point = table.sum(axis=0).reshape(shape)
@@ -178,10 +173,9 @@ def measure_tests(
 
 def _doubt(row: Mapping[str, Any], target: Ints, named: Ints) -> str:
     """Why the answers to images of these classes could not have had a large effect, or nothing."""
-    present, share = np.unique(target), 0.0
-    for answer in np.unique(named):
-        share = max(share, float(np.mean([(named[target == c] == answer).mean() for c in present])))
-    if share >= _NEARLY:
+    present = np.unique(target)
+    shares = [np.mean([(named[target == c] == answer).mean() for c in present]) for answer in np.unique(named)]
+    if max(shares, default=0.0) >= _NEARLY:
         return "nearly one answer to all such images"
     if row["before"] is not None and row["before"] <= row["chance"] + MARGIN:
         return "there was nothing to lose"
@@ -189,10 +183,8 @@ def _doubt(row: Mapping[str, Any], target: Ints, named: Ints) -> str:
 
 
 def with_verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `p_holm`, corrected within each family, `verdict` and `words`; see the module.
-
-    A control that says nothing by itself has no `p_holm`, and its verdict is `cannot_tell`.
-    """
+    """The rows with `p_holm`, corrected within each family, `verdict` and `words`; see the module. A control that says
+    nothing by itself has no `p_holm`, and its verdict is `cannot_tell`."""
     judged = [{**row, "p_holm": None, "verdict": "cannot_tell"} for row in rows]
     for family in (*FAMILIES, "shuffled"):
         of_family = [row for row in judged if ("shuffled" if "permutations" in row else row["asks"]) == family]
@@ -219,11 +211,8 @@ def shared_errors(
 
     Effect: how much more often both name the same wrong class than they would if, within each true class, their answers
     had nothing to do with each other: mean of [a = b] - sum_k P(a = k | y) P(b = k | y), over the images where b is
-    wrong. Tested only where b is shown to be better than chance, and then one more test of the classifier.
-
-    Args:
-        classifier: name of a's answers.
-        alone: row of the test of b, whose answers have its name.
+    wrong. Tested only where b (row `alone`, whose answers have its name) is shown to be better than chance, and then
+    one more test of the classifier, whose answers are a.
     """
     a, b, y, c = answers.named[classifier], answers.named[alone["name"]], answers.target, answers.classes
     wrong = (a >= 0) & (b >= 0) & (b != y)
@@ -234,32 +223,19 @@ def shared_errors(
     drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
     floor = 0.5 / max(1, images)
     error = max(float(drawn.std(ddof=1)), floor)
-    return {
-        "name": "shared-errors",
-        "title": f"where {alone['title']} alone name the wrong class",
-        "asks": "classifier",
-        "by": "classifier",
-        "finds": alone["title"],
-        **dict.fromkeys(("before", "after", "chance")),
-        "images": images,
-        "effect": effect,
-        **interval(effect, drawn, floor),
-        "error": error,
-        "p": _p(effect, error),
-        "is_constant": False,
-        "is_small": False,
-        "doubt": "",
-    }
+    row: dict[str, Any] = {"name": "shared-errors", "title": f"where {alone['title']} alone name the wrong class"}
+    row |= {"asks": "classifier", "by": "classifier", "finds": alone["title"]}
+    row |= {**dict.fromkeys(("before", "after", "chance")), "images": images, "effect": effect}
+    row |= {**interval(effect, drawn, floor), "error": error, "p": _p(effect, error)}
+    return row | {"is_constant": False, "is_small": False, "doubt": ""}
 
 
 def shuffled_control(name: str, title: str, by: str, permuted: Sequence[Answers]) -> dict[str, Any]:
-    """Whether what is fitted names labels that were shuffled, which nothing can unless it has seen what it is asked.
+    """Whether what is fitted names labels that were shuffled, which nothing can unless it has seen what it is asked;
+    `permuted` are of each permutation the answers of this name, and the shuffled labels as the target.
 
     Effect: mean over K permutations of the balanced accuracy less chance. The permutations are independent draws on the
     same images, so p is that of Student's t with K - 1 degrees of freedom, two-sided, for more than `MARGIN`.
-
-    Args:
-        permuted: of each permutation the answers of this name, and the shuffled labels as the target.
     """
     from scipy.special import stdtr  # type: ignore[import-untyped]
 

@@ -22,16 +22,7 @@ from thoraclip.evaluation.metrics import Scored
 from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.manifest import Manifest
 
-__all__ = [
-    "COLUMNS",
-    "FEWEST",
-    "POINTS",
-    "group_columns",
-    "group_values",
-    "members",
-    "predicted_calls",
-    "subgroup_entries",
-]
+__all__ = ["COLUMNS", "POINTS", "group_columns", "group_values", "members", "predicted_calls", "subgroup_entries"]
 
 FEWEST = 10
 """Patients (or images) behind a value below which it is shown and not judged: no gap, no part of equalised odds."""
@@ -79,9 +70,8 @@ def _age_band(age: float | None) -> str | None:
 
 def members(values: Sequence[str | None]) -> dict[str, Masks]:
     """Group -> bool[N], in the order of the alphabet, or of age."""
-    names = sorted(
-        {value for value in values if value is not None}, key=lambda v: (_BANDS.index(v), "") if v in _BANDS else (0, v)
-    )
+    known = {value for value in values if value is not None}
+    names = sorted(known, key=lambda v: (_BANDS.index(v), "") if v in _BANDS else (0, v))
     every = np.array([None if value is None else names.index(value) for value in values], dtype=np.float64)
     return {name: every == number for number, name in enumerate(names)}
 
@@ -107,8 +97,6 @@ def subgroup_entries(
         calls: method -> point of `POINTS` -> class -> whether an image is called positive; a class without a threshold
             is absent.
         columns: see `group_columns`.
-        aligned: the judged images.
-        resamples, seed: see `equalised_odds`.
 
     Returns:
         Method -> `column`, `unknown` (images without a group), `fewest`, `smallest` (`value, images, patients`),
@@ -129,17 +117,13 @@ def subgroup_entries(
         for name, table in scored.items():
             entry = sample.column(table, calls[name], groups)
             entries[name].append({"column": column, "unknown": len(values) - len(known), "fewest": FEWEST, **entry})
-            rates |= {
-                (name, point): sample.rates(entry["groups"], one, point, groups) for point, one in calls[name].items()
-            }
-        codes = np.argmax(np.stack(list(groups.values())), axis=0)
-        odds = equalised_odds(
-            list(rates.values()), codes, sample.patients, sample.target, resamples=resamples, seed=seed
-        )
+            for point, one in calls[name].items():
+                rates[name, point] = sample.rates(entry["groups"], one, point)
+        codes, every = np.argmax(np.stack(list(groups.values())), axis=0), list(rates.values())
+        odds = equalised_odds(every, codes, sample.patients, sample.target, resamples=resamples, seed=seed)
         for (name, point), found in zip(rates, odds, strict=True):
-            entries[name][-1]["equalised_odds"][point] = (
-                _odds(found, list(groups), aligned.labels.names) if found else None
-            )
+            named = _odds(found, list(groups), aligned.labels.names) if found else None
+            entries[name][-1]["equalised_odds"][point] = named
     for of_method, point in product(entries.values(), POINTS):
         correct_p([odds for column in of_method if (odds := column["equalised_odds"].get(point)) is not None])
     return entries
@@ -169,15 +153,11 @@ class _Sample:
         positive, score = self.target == c, scored.scores[self.known, c]
         both = [_auroc(score[rows], positive[rows], self.patients[rows]) for rows in (own, ~own)]
         found: dict[str, Any] = {"images": int((positive & own).sum()), "patients": self._count(positive & own)}
-        found["auroc"] = both[0] | {"gap": _gap(*both)}
-        for point, of_classes in calls.items():
-            found[point] = None
-            if name in of_classes:
-                called = of_classes[name][self.known]
-                found[point] = {
-                    "sensitivity": self._rate(called, own, positive),
-                    "specificity": self._rate(~called, own, ~positive),
-                }
+        found |= {"auroc": both[0] | {"gap": _gap(*both)}, **dict.fromkeys(calls)}
+        for point in (point for point, of_classes in calls.items() if name in of_classes):
+            called = calls[point][name][self.known]
+            rates = {"sensitivity": (called, positive), "specificity": (~called, ~positive)}
+            found[point] = {rate: self._rate(right, own, of) for rate, (right, of) in rates.items()}
         return found
 
     def _rate(self, right: Masks, own: Masks, of: Masks) -> dict[str, Any]:
@@ -193,11 +173,11 @@ class _Sample:
     def _count(self, rows: Masks) -> int:
         return len(np.unique(self.patients[rows]))
 
-    def rates(self, rows: Sequence[Any], calls: Calls, point: str, groups: Mapping[str, Masks]) -> GroupRates:
+    def rates(self, rows: Sequence[Any], calls: Calls, point: str) -> GroupRates:
         """What equalised odds are computed from; `rows` are the groups' entries."""
         none = np.zeros(len(self.known), dtype=bool)
         called, of = [], []
-        bounds: Floats = np.full((2, len(groups), 2 * len(self.classes)), np.nan)
+        bounds: Floats = np.full((2, len(rows), 2 * len(self.classes)), np.nan)
         judged = np.zeros(bounds.shape[1:], dtype=bool)
         for c, name in enumerate(self.classes):
             positive, is_called = self.target == c, calls[name][self.known] if name in calls else none
@@ -205,11 +185,10 @@ class _Sample:
             of += [positive, ~positive]
             for g, row in enumerate(rows if name in calls else ()):
                 true, cleared = (row["classes"][name][point][rate] for rate in ("sensitivity", "specificity"))
-                judged[g, 2 * c : 2 * c + 2] = [rate["patients"] >= FEWEST for rate in (true, cleared)]
-                if judged[g, 2 * c]:
-                    bounds[:, g, 2 * c] = true["low"], true["high"]
-                if judged[g, 2 * c + 1]:
-                    bounds[:, g, 2 * c + 1] = 1 - cleared["high"], 1 - cleared["low"]
+                if true["patients"] >= FEWEST:
+                    judged[g, 2 * c], bounds[:, g, 2 * c] = True, (true["low"], true["high"])
+                if cleared["patients"] >= FEWEST:
+                    judged[g, 2 * c + 1], bounds[:, g, 2 * c + 1] = True, (1 - cleared["high"], 1 - cleared["low"])
         return GroupRates(np.column_stack(called), np.column_stack(of), bounds, judged)
 
 
@@ -218,27 +197,29 @@ def _auroc(score: Floats, positive: Masks, patients: Ints) -> dict[str, Any]:
     53:567), and `share_interval` with the patients of the rarer side as the clusters."""
     if positive.all() or not positive.any():
         return {**_UNKNOWN, "patients": 0}
-    high, low = np.sort(score[positive]), np.sort(score[~positive])
-    above = (np.searchsorted(low, score[positive]) + np.searchsorted(low, score[positive], "right")) / (2 * len(low))
-    below = 1 - (np.searchsorted(high, score[~positive]) + np.searchsorted(high, score[~positive], "right")) / (
-        2 * len(high)
-    )
+    high, low = score[positive], score[~positive]
+    above, below = _share_below(high, low), 1 - _share_below(low, high)
     value = float(above.mean())
     _, member = np.unique(patients, return_inverse=True)
     owners = [member[positive], member[~positive]]
-    fewest = min(len(np.unique(own)) for own in owners)
+    sides = [len(np.unique(own)) for own in owners]
+    fewest = min(sides)
     found = {"value": value, "low": 0.0, "high": 1.0, "patients": fewest}
     if fewest < 2:
         return found
     count = int(member.max()) + 1
-    excess = [
-        np.bincount(own, (part - value) / len(part), count) for own, part in zip(owners, (above, below), strict=True)
-    ]
-    scale = [len(np.unique(own)) for own in owners]
-    variance = sum(k / (k - 1) * float(e @ e) for k, e in zip(scale, excess, strict=True))
+    pairs = zip(owners, (above, below), strict=True)
+    excess = [np.bincount(own, (part - value) / len(part), count) for own, part in pairs]
+    variance = sum(k / (k - 1) * float(e @ e) for k, e in zip(sides, excess, strict=True))
     variance += 2 * count / (count - 1) * float(excess[0] @ excess[1])
     low_end, high_end = share_interval(value, max(variance, 0.0), clusters=fewest, df=fewest - 1)
     return found | {"low": low_end, "high": high_end}
+
+
+def _share_below(score: Floats, others: Floats) -> Floats:
+    """Of each score the share of others below it, equal ones by half."""
+    others = np.sort(others)
+    return (np.searchsorted(others, score) + np.searchsorted(others, score, "right")) / (2 * len(others))
 
 
 def _gap(own: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, float] | None:
@@ -255,7 +236,6 @@ def _odds(found: Mapping[str, Any], groups: Sequence[str], classes: Sequence[str
     spread, rate = found["spread"], found["rate"]
     named = {"class": classes[rate // 2], "rate": RATES[rate % 2]}
     named |= {end: groups[found[end]] for end in ("highest", "lowest")}
-    of_classes = {
-        name: dict(zip(RATES, spread[2 * c : 2 * c + 2].tolist(), strict=True)) for c, name in enumerate(classes)
-    }
+    pairs = spread.reshape(-1, 2).tolist()
+    of_classes = {name: dict(zip(RATES, pair, strict=True)) for name, pair in zip(classes, pairs, strict=True)}
     return {**found, "p_holm": None, **named, "spread": of_classes}

@@ -59,15 +59,8 @@ class Variance:
 
 
 def training_variance(values: Floats) -> Variance | None:
-    """Of the mean of a metric over its trainings.
-
-    Args:
-        values: f64[k, K], seed by fold (K = 1: no folds).
-
-    Returns:
-        `None` where one training was made, or the seeds change nothing (which is one training), or a value does not
-        exist.
-    """
+    """Of the mean of a metric over its trainings, f64[k, K], seed by fold (K = 1: no folds); `None` where one training
+    was made, or the seeds change nothing (which is one training), or a value does not exist."""
     seeds, folds = values.shape
     if np.isnan(values).any() or seeds * folds < 2 or (folds == 1 and np.ptp(values) < 1e-9):
         return None
@@ -97,16 +90,9 @@ def draw_variance(values: Floats, *, shots: int, patients: Sequence[int], folds:
 
 
 def difference_variances(trainings: Sequence[tuple[Floats, bool]]) -> list[Variance] | None:
-    """What training adds to the variance of a difference of two methods.
-
-    Folds are paired: both methods are judged on the same images of each.
-
-    Args:
-        trainings: of both methods, f64[k, K] as in `training_variance`, and whether the method is trained at all.
-
-    Returns:
-        Empty where neither is; `None` where one that is was trained once.
-    """
+    """What training adds to the variance of a difference of two methods, given f64[k, K] of each as in
+    `training_variance`, and whether it is trained at all: nothing where neither is, `None` where one that is was
+    trained once. Folds are paired: both methods are judged on the same images of each."""
     if not any(trained for _, trained in trainings):
         return []
     (a, _), (b, _) = trainings

@@ -39,9 +39,7 @@ _CURVE_POINTS = 50
 @dataclass(frozen=True)
 class _Fold:
     """Validation images that something is fitted on, whose `patients` (i64[V]) all folds number alike, and `rows`
-    (i64[R]) of the judged images, which it is measured on.
-
-    `number` is that of the held-out fold, `None` with a split."""
+    (i64[R]) of the judged images, which it is measured on; `number` of the held-out fold, `None` with a split."""
 
     number: int | None
     val: Scored
@@ -53,10 +51,6 @@ def trust_entry(
     method: MethodResult, aligned: Aligned, *, resamples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Masks]]:
     """What can be fitted on the validation images of a method, and what it does to the judged ones.
-
-    Args:
-        method, aligned: one that did not fail, and the judged images with its scores.
-        resamples, seed: of the intervals, as in the report.
 
     Returns:
         JSON-able: `selective`, which needs no validation image, and either `reason`, why nothing could be fitted, or
@@ -71,11 +65,9 @@ def trust_entry(
     entry: dict[str, Any] = {"seed": method.seeds[0] if len(method.predictions) > 1 and method.seeds else None}
     fold_of = aligned.fold_of if method.is_trained and aligned.fold_of.any() else None  # else no training varies
     folds, calls = _folds(method, aligned), dict[str, Masks]()
-    if isinstance(folds, str):
-        entry["reason"] = folds
-    else:
+    entry["reason"] = folds if isinstance(folds, str) else None
+    if not isinstance(folds, str):
         counts = [np.bincount(fold.val.target, minlength=len(names)) for fold in folds]
-        entry["reason"] = None
         entry["validation"] = {
             "folds": [fold.number for fold in folds if fold.number is not None],
             "images": [len(fold.val.target) for fold in folds],
@@ -159,10 +151,9 @@ def _scaled(
         found[name] = {"reason": None}
         if name == "temperature":
             found[name]["fitted"] = [scaling.temperature for scaling in fitted]
-        else:
-            for part in ("scale", "bias"):
-                values = [getattr(scaling, part) for scaling in fitted]
-                found[name][part] = {label: [float(v[c]) for v in values] for c, label in enumerate(names)}
+        for part in ("scale", "bias") if name == "vector" else ():
+            values = [getattr(scaling, part) for scaling in fitted]
+            found[name][part] = {label: [float(v[c]) for v in values] for c, label in enumerate(names)}
     measured = recalibration(tables, aligned.groups, fold_of=fold_of, resamples=resamples, seed=seed)
     return found | {"after_temperature": None, "after_vector": None} | measured
 
@@ -172,7 +163,7 @@ def _conformal(folds: Sequence[_Fold], test: Scored, aligned: Aligned) -> dict[s
     fitted = [fit_thresholds(f.val.scores, f.val.target, patients=f.patients, alpha=ALPHA) for f in folds]
     for fold, thresholds in zip(folds, fitted, strict=True):
         sets[fold.rows] = thresholds.sets(test.scores[fold.rows])
-    needed, size, everything = set_patients_needed(ALPHA), sets.sum(axis=1), np.ones(len(sets), dtype=np.bool_)
+    needed, size, n = set_patients_needed(ALPHA), sets.sum(axis=1), len(sets)
     classes: dict[str, dict[str, Any]] = {}
     for c, name in enumerate(aligned.labels.names):
         fewest = min(int(one.patients[c]) for one in fitted)
@@ -183,14 +174,13 @@ def _conformal(folds: Sequence[_Fold], test: Scored, aligned: Aligned) -> dict[s
             "reason": f"in every set: {_too_few(fewest, needed, aligned.unit)}" if fewest < needed else None,
             "coverage": _share(sets[:, c], test.target == c, aligned.groups),
         }
-    n = len(size)
     return {
         "alpha": ALPHA,
         "promised": 1 - ALPHA,
         "patients_needed": needed,
         "fewest": min(int(one.patients.min()) for one in fitted),
         "classes": classes,
-        "coverage": _share(sets[np.arange(n), test.target], everything, aligned.groups),
+        "coverage": _share(sets[np.arange(n), test.target], np.ones(n, dtype=np.bool_), aligned.groups),
         "mean_size": float(size.mean()),
         "empty": float((size == 0).mean()),
         "single": float((size == 1).mean()),
@@ -209,35 +199,31 @@ def _operating_points(
     needed = positives_needed(goal)
     target, patients = (np.concatenate(part) for part in zip(*((f.val.target, f.patients) for f in folds), strict=True))
     for c, name in enumerate(aligned.labels.names):
-        known = [len(np.unique(fold.patients[fold.val.target == c])) for fold in folds]
-        chosen = [
-            choose_threshold(f.val.scores[:, c], f.val.target == c, patients=f.patients, goal=goal) for f in folds
-        ]
+        sides = [(f.val.scores[:, c], f.val.target == c, f.patients) for f in folds]
+        known = [len(np.unique(owners[positive])) for _, positive, owners in sides]
+        chosen = [choose_threshold(score, positive, patients=owners, goal=goal) for score, positive, owners in sides]
         found = [threshold for threshold in chosen if threshold is not None]
-        is_known = len(found) == len(folds)
-        called, called_val = np.zeros(len(test.target), dtype=np.bool_), [np.zeros(0, dtype=np.bool_)]
-        for fold, threshold in zip(folds, found, strict=False):
-            called[fold.rows] = test.scores[fold.rows, c] >= threshold
-            called_val.append(fold.val.scores[:, c] >= threshold)
-        if is_known:
-            calls[name] = called
-        classes[name] = {
+        entry: dict[str, Any] = {
             "threshold": chosen,
-            "positives": [int((fold.val.target == c).sum()) for fold in folds],
+            "positives": [int(positive.sum()) for _, positive, _ in sides],
             "patients": known,
             "chance": [chance_of_goal(p, goal) if p >= needed else None for p in known],
-            "reason": None if is_known else f"no threshold: {_too_few(min(known), needed, aligned.unit)}",
-            "validation": _rates(np.concatenate(called_val), target == c, patients) if is_known else None,
-            "test": _rates(called, test.target == c, aligned.groups) if is_known else None,
         }
+        if len(found) < len(chosen):
+            reason = f"no threshold: {_too_few(min(known), needed, aligned.unit)}"
+            classes[name] = entry | {"reason": reason, "validation": None, "test": None}
+            continue
+        called = calls[name] = np.zeros(len(test.target), dtype=np.bool_)
+        for fold, threshold in zip(folds, found, strict=True):
+            called[fold.rows] = test.scores[fold.rows, c] >= threshold
+        called_val = [score >= threshold for (score, *_), threshold in zip(sides, found, strict=True)]
+        rates = {"validation": _rates(np.concatenate(called_val), target == c, patients)}
+        classes[name] = entry | {"reason": None, **rates, "test": _rates(called, test.target == c, aligned.groups)}
     return {"goal": goal, "patients_needed": needed, "classes": classes}, calls
 
 
 def _rates(called: Masks, positive: Masks, patients: Ints) -> dict[str, Any]:
-    return {
-        "sensitivity": _share(called, positive, patients),
-        "specificity": _share(~called, ~positive, patients),
-    }
+    return {"sensitivity": _share(called, positive, patients), "specificity": _share(~called, ~positive, patients)}
 
 
 def _share(right: Masks, among: Masks, patients: Ints) -> dict[str, Any]:
@@ -261,17 +247,15 @@ def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_o
         for row, coverage in enumerate(COVERAGES):
             training = training_variance(np.array([[one[row] for one in by_fold]])) if by_fold else None
             variance = total(bootstrap_variance(drawn[row], groups), [training] if training else [])
-            answered = max(1.0, coverage * groups)
-            bounds[row] = share_interval(float(values[row]), variance.value, clusters=answered, df=variance.df)
-    keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int)) - 1
+            clusters = max(1.0, coverage * groups)
+            bounds[row] = share_interval(float(values[row]), variance.value, clusters=clusters, df=variance.df)
+    keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int))
+    answered, right = [round(k / n, 4) for k in keep.tolist()], [round(float(v), 4) for v in curve[keep - 1]]
     return {
         "aurc": aurc(test.confidence, test.correct),
         "at": [
             {"coverage": c, "value": float(v), "low": low, "high": high}
             for c, v, (low, high) in zip(COVERAGES, values, bounds, strict=True)
         ],
-        "curve": {
-            "coverage": [round(float(k + 1) / n, 4) for k in keep],
-            "accuracy": [round(float(curve[k]), 4) for k in keep],
-        },
+        "curve": {"coverage": answered, "accuracy": right},
     }

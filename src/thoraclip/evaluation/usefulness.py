@@ -34,18 +34,16 @@ def usefulness(
     Args:
         thresholded: method -> class -> whether an image is called positive at the operating point, see `trust_entry`.
         entries: of the report, with `per_class` and `trust`.
-        aligned: the judged images.
         groups: see `subgroups.group_columns`; without a manifest `None`, and so is `subgroups`.
         prevalence: see `predictive.read_prevalence`.
-        resamples, seed: of the report.
     """
     classes = aligned.labels.names
     first = {name: aligned.scored[name][0] for name in thresholded}
     by_name = {entry["name"]: entry for entry in entries}
-    calls: dict[str, dict[str, Calls]] = {}
+    calls = {name: {"predicted": predicted_calls(scored, classes)} for name, scored in first.items()}
     for name, at_thresholds in thresholded.items():
-        calls[name] = {"predicted": predicted_calls(first[name], classes)}
-        calls[name] |= {"operating_point": at_thresholds} if at_thresholds else {}
+        if at_thresholds:
+            calls[name]["operating_point"] = at_thresholds
     drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
     of_groups = subgroup_entries(first, calls, groups or {}, aligned, **drawn)
     images = {name: int((aligned.target == c).sum()) for c, name in enumerate(classes)}
@@ -65,20 +63,31 @@ def usefulness_reading(report: Mapping[str, Any]) -> list[str]:
     if verdict is None:
         return []
     best = next(m for m in report["methods"] if m["name"] == verdict["best"])
-    return [*_between_groups(best, report["sample"]["unit"]), *_at_stated_prevalence(best)]
+    stated = {name: at for name, row in best["predictive_values"].items() if (at := row["stated"]) is not None}
+    return [
+        *_between_groups(best, report["sample"]["unit"]),
+        *(
+            f"Where {share(at['prevalence'])} % have {name}, {_when_stated(best, name, at['predicted'])}."
+            for name, at in stated.items()
+        ),
+    ]
 
 
 def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
     if best["subgroups"] is None:
         return []
     odds = {c["column"]: found for c in best["subgroups"] if (found := c["equalised_odds"].get("predicted"))}
-    small = [c["smallest"] | {"column": c["column"]} for c in best["subgroups"]]
-    untested = _untested([group["column"] for group in small], odds, unit)
+    small = {c["column"]: c["smallest"] for c in best["subgroups"]}
+    why = {
+        f"no rate is known of enough {unit}s in two of them": [name for name in small if name not in odds],
+        "the manifest does not name two of them among these images": [name for name in COLUMNS if name not in small],
+    }
+    untested = [f"Groups by {listed(names)} were not compared: {reason}." for reason, names in why.items() if names]
     if not small:
         return untested
-    least = min(small, key=lambda group: group["patients"])
-    called = f"{least['column']} \u201c{least['value']}\u201d"
-    ends = f" The smallest group is {called}: {counted(least['patients'], unit)}."
+    column = min(small, key=lambda name: small[name]["patients"])
+    called = f"{column} \u201c{small[column]['value']}\u201d"
+    ends = f" The smallest group is {called}: {counted(small[column]['patients'], unit)}."
     if not odds:
         return [*untested, ends.strip()]
     differing = [column for column, found in odds.items() if found["p_holm"] < ALPHA]
@@ -90,36 +99,18 @@ def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
         f"{probability(found['p_holm'])} after Holm's correction, {points(found['by_chance']).lstrip('+')} points are "
         "usual without any difference)"
     )
-    if not differing:
-        return [
-            f"No difference in sensitivity or false positive rate between groups by {listed(list(odds))} can be shown "
-            f"for {best['name']}; the gap that chance explains least is {size}.{ends}",
-            *untested,
-        ]
     more = [name for name in differing if name != column]
     also = f" Its groups by {listed(more)} differ, too." if more else ""
-    return [
+    said = (
         f"{best['name']} does not have the same sensitivity and false positive rate in all groups: the largest gap is "
-        f"{size}.{also}{ends}",
-        *untested,
-    ]
-
-
-def _untested(named: Sequence[str], odds: Mapping[str, Any], unit: str) -> list[str]:
-    """Which columns were not compared, and why; `named` are those with two groups or more."""
-    why = {
-        f"no rate is known of enough {unit}s in two of them": [name for name in named if name not in odds],
-        "the manifest does not name two of them among these images": [name for name in COLUMNS if name not in named],
-    }
-    return [f"Groups by {listed(columns)} were not compared: {reason}." for reason, columns in why.items() if columns]
-
-
-def _at_stated_prevalence(best: Mapping[str, Any]) -> list[str]:
-    stated = {name: at for name, row in best["predictive_values"].items() if (at := row["stated"]) is not None}
-    return [
-        f"Where {share(at['prevalence'])} % have {name}, {_when_stated(best, name, at['predicted'])}."
-        for name, at in stated.items()
-    ]
+        f"{size}.{also}{ends}"
+    )
+    if not differing:
+        said = (
+            f"No difference in sensitivity or false positive rate between groups by {listed(list(odds))} can be shown "
+            f"for {best['name']}; the gap that chance explains least is {size}.{ends}"
+        )
+    return [said, *untested]
 
 
 def _when_stated(best: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> str:

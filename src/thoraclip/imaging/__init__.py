@@ -11,15 +11,6 @@ from thoraclip.imaging.decoding import DECODING, MAX_PIXELS, Radiograph, decode,
 from thoraclip.imaging.preprocessing import Preprocess, check_pixels, fit, normalise, perceptual_hash, preprocess
 
 __all__ = [
-    "DECODING",
-    "MAX_PIXELS",
-    "Preprocess",
-    "Radiograph",
-    "check_pixels",
-    "decode",
-    "fit",
-    "normalise",
-    "perceptual_hash",
-    "preprocess",
-    "read_bytes",
-]
+    "DECODING", "MAX_PIXELS", "Preprocess", "Radiograph", "check_pixels", "decode", "fit", "normalise",
+    "perceptual_hash", "preprocess", "read_bytes",
+]  # fmt: skip

@@ -10,18 +10,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging.deep import alpha_remarks, deep_grey, display_exponent, is_deep, png_chunks
 from thoraclip.imaging.depth import Depth
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
 from thoraclip.imaging.names import foreign_format
 
-__all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
-
-Grey = npt.NDArray[np.uint8]
+__all__ = ["DECODING", "MAX_PIXELS", "Radiograph", "decode", "read_bytes"]
 
 DECODING = 4
 """Number of the rules by which files become grey; what was kept under another number is made again."""
@@ -45,7 +43,7 @@ class Radiograph:
         remarks: where the file contradicts itself, or its values do not fit their depth, and what was done; sentences.
     """
 
-    pixels: Grey
+    pixels: Greys
     width: int
     height: int
     mode: str
@@ -72,6 +70,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ImageError(f"{path}: no file's name holds a NUL byte") from error
 
 
 def decode(
@@ -94,15 +94,18 @@ def decode(
     """
     where = "image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(Path(source))
-    if not data:
-        raise ImageError(f"{where}: the file is empty")
-    if is_dicom(data):
-        grey, photometric, header, remarks = decode_dicom(data, where, max_pixels)
-        return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header, remarks=remarks)
-    return _decode_picture(data, where, max_pixels, bits=bits, of_set=of_set)
+    try:
+        if not data:
+            raise ImageError("the file is empty")
+        if is_dicom(data):
+            grey, photometric, header, remarks = decode_dicom(data, max_pixels)
+            return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header, remarks=remarks)
+        return _decode_picture(data, max_pixels, bits=bits, of_set=of_set)
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}") from error
 
 
-def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | None, of_set: int | None) -> Radiograph:
+def _decode_picture(data: bytes, max_pixels: int, *, bits: int | None, of_set: int | None) -> Radiograph:
     depth: Depth | None = None
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
@@ -122,15 +125,15 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
             remarks = passed_over + transparent
         if profile := image.info.get("icc_profile"):
             remarks += _profile_remarks(profile)
-    except ImageError as error:
-        raise ImageError(f"{where}: {error}") from error
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
-        raise ImageError(f"{where}: more than {max_pixels:,} pixels; not a radiograph ({error})") from error
+        raise ImageError(f"more than {max_pixels:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
         foreign = foreign_format(data)
-        raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture{foreign and f' ({foreign})'}") from error
+        raise ImageError(f"not a PNG, JPEG or DICOM picture{foreign and f' ({foreign})'}") from error
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
-        raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
+        raise ImageError(f"damaged picture ({first_line(error)})") from error
     kind = "JPEG" if kind == "MPO" else kind
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, depth=depth, remarks=remarks)
 
@@ -151,7 +154,7 @@ def _profile_remarks(content: bytes) -> tuple[str, ...]:
     return (f"its ICC profile is not applied; with it, greys are up to {how}",)
 
 
-def _to_grey(image: Image.Image, exponent: float) -> tuple[Grey, tuple[str, ...]]:
+def _to_grey(image: Image.Image, exponent: float) -> tuple[Greys, tuple[str, ...]]:
     """(grey, remarks on its alpha) of a picture of 8 bits or fewer; `exponent`: see `display_exponent`."""
     remarks: tuple[str, ...] = ()
     has_alpha = image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from thoraclip.dtypes import Greys
 from thoraclip.imaging.depth import Depth, choose_depth, stated_in_text
 from thoraclip.ranges import BITS
 
 __all__ = ["alpha_remarks", "deep_grey", "display_exponent", "is_deep", "png_chunks"]
 
-Grey = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.uint16]
 _CHUNKS = (b"IHDR", b"sBIT", b"gAMA", b"sRGB", b"iCCP", b"cICP", b"tRNS")
 _GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6
@@ -72,7 +72,7 @@ def alpha_remarks(most: int, opaque: int) -> tuple[str, ...]:
 
 def deep_grey(
     data: bytes, image: Image.Image, chunks: dict[bytes, bytes], *, bits: int | None, of_set: int | None
-) -> tuple[Grey, Depth]:
+) -> tuple[Greys, Depth]:
     """(u8[H, W], depth) of a PNG of 16-bit samples: luma over black, as `choose_depth` says.
 
     Args:
@@ -94,9 +94,8 @@ def deep_grey(
     declared = significant if 1 <= significant <= 16 else stated_in_text(getattr(image, "text", {}))
     depth = choose_depth(counts, stated=bits, declared=declared, of_set=of_set)
     opaque = most if most in {2**bits - 1 for bits in BITS} else 65535
-    taken = (
-        (f"its alpha ends at {most:,}, which is taken for opaque",) if opaque < 65535 else alpha_remarks(most, opaque)
-    )
+    is_taken = (f"its alpha ends at {most:,}, which is taken for opaque",)
+    taken = is_taken if opaque < 65535 else alpha_remarks(most, opaque)
     exponent, passed_over = display_exponent(chunks)
     depth = replace(depth, remarks=(*depth.remarks, *taken, *passed_over))
     table = 255.0 * np.minimum(np.arange(65536) / (2**depth.bits - 1), 1.0) ** exponent

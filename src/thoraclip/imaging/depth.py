@@ -13,14 +13,11 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Ints
 from thoraclip.ranges import BITS
 
 __all__ = ["Depth", "choose_depth", "common_depth", "estimate_depth", "stated_in_text"]
-
-Counts = npt.NDArray[np.int64]
-"""i64[65536]: visible pixels of each value."""
 
 _TEXT_KEY = re.compile(r"bits|.*(bitdepth|bitsstored|bitspersample|significantbits|00280101)")
 """Keywords of PNG text that state the depth, without spaces, punctuation and capitals; 0028,0101 is DICOM's tag."""
@@ -45,13 +42,13 @@ class Depth:
     remarks: tuple[str, ...] = ()
 
 
-def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of_set: int | None) -> Depth:
+def choose_depth(counts: Ints, *, stated: int | None, declared: int | None, of_set: int | None) -> Depth:
     """The depth of a picture: what is stated, else what the file declares, else that of its set, else an estimate.
 
     What the file declares and what the set has is passed over, with a remark, where the anatomy lies above it.
 
     Args:
-        counts: pixels of each value.
+        counts: i64[65536], visible pixels of each value; so in all functions here.
         stated: by the user, or by the manifest.
         declared: by the file.
         of_set: of the other images of the source or of the training set.
@@ -75,7 +72,7 @@ def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of
     return Depth(bits, origin, tuple(remarks))
 
 
-def estimate_depth(counts: Counts) -> int:
+def estimate_depth(counts: Ints) -> int:
     """The smallest depth above which lies nothing that looks like anatomy.
 
     Markers and borders have a few flat values, in any number of pixels. Noise and the soft edge of a marker are few
@@ -96,27 +93,27 @@ def estimate_depth(counts: Counts) -> int:
     return BITS[-1]
 
 
-def _lit(counts: Counts) -> Counts:
+def _lit(counts: Ints) -> Ints:
     """The counts without those of the darkest value."""
     lit = counts.copy()
     lit[: int(np.argmax(lit > 0)) + 1] = 0
     return lit
 
 
-def _scattered(lit: Counts, bits: int) -> Counts:
+def _scattered(lit: Ints, bits: int) -> Ints:
     """The counts above a depth, without those of the few flat values that markers and borders may have."""
     above = lit[2**bits :].copy()
     above[np.argpartition(above, -_FLAT_VALUES)[-_FLAT_VALUES:]] = 0
     return above
 
 
-def _is_exceeded(counts: Counts, bits: int) -> bool:
+def _is_exceeded(counts: Ints, bits: int) -> bool:
     """Whether more lies above a depth than markers, borders and noise."""
     lit = _lit(counts)
     return bits in BITS[:-1] and bool(_scattered(lit, bits).sum() > _MOST_SCATTERED * lit.sum())
 
 
-def _packing(counts: Counts, declared: int) -> int:
+def _packing(counts: Ints, declared: int) -> int:
     """The depth by which samples with so many significant bits are scaled.
 
     PNG (third edition, 11.3.2.5) wants them scaled to 16 bits, by zeros or by repeating the high bits; many writers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zlib
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError, MissingExtraError, first_line
 from thoraclip.imaging.display import display
 from thoraclip.imaging.isolated import decode_apart, last_line
@@ -29,9 +31,7 @@ MAX_PIXELS = 100_000_000
 MAX_INFLATED = 512 * 1024**2
 """Bytes that a deflated data set may take."""
 _MODALITIES = {"CR", "DX", "RG", "OT", "SC", ""}
-"""Modalities that can hold a radiograph: computed, digital and conventional radiography, other, secondary capture, not
-stated."""
-
+"""That can hold a radiograph: computed, digital, conventional radiography, other, secondary capture, not stated."""
 _MAX_RUN = 64
 """PackBits turns two bytes into at most 128."""
 _MAX_UNPACKED = 256 * 1024**2
@@ -42,8 +42,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
 """Decoders in order of trust; the first one that is installed decodes."""
 _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"}
-"""JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred
-bytes, and GDCM, which crashes, run in a process of their own."""
+"""JPEG by Pillow and run lengths by pydicom survive hostile data; for the others see `isolated`."""
 _VIEWS = {
     "postero-anterior": "PA", "antero-posterior": "AP",
     "left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL",
@@ -69,9 +68,7 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
-def decode_dicom(
-    data: bytes, where: str, max_pixels: int
-) -> tuple[npt.NDArray[np.uint8], str, DicomHeader, tuple[str, ...]]:
+def decode_dicom(data: bytes, max_pixels: int) -> tuple[Greys, str, DicomHeader, tuple[str, ...]]:
     """(u8[H, W], photometric interpretation, header, remarks) of a DICOM file's bytes; raises ImageError where they are
     damaged, without pixel data, of several frames, colour or another modality, or cannot be decoded."""
     remarks: list[str] = []
@@ -79,17 +76,16 @@ def decode_dicom(
         dataset = _parse(data)
         photometric = _refuse_unfit(dataset, max_pixels)
         header = _header(dataset)
-    except ImageError as error:
-        raise ImageError(f"{where}: {error}") from error
+    except ImageError:
+        raise
     except Exception as error:  # of many kinds
-        raise ImageError(f"{where}: damaged DICOM ({first_line(error)})") from error
+        raise ImageError(f"damaged DICOM ({first_line(error)})") from error
     try:
         pixels = display(_stored_values(dataset, data, remarks), dataset, remarks)
-        return pixels, photometric, header, tuple(remarks)
-    except MissingExtraError as error:
-        raise ImageError(f"{where}: {error}") from error
     except Exception as error:  # decoders raise many kinds
-        raise ImageError(f"{where}: DICOM pixels cannot be decoded ({first_line(error)})") from error
+        is_clear = isinstance(error, MissingExtraError)
+        raise ImageError(str(error) if is_clear else f"DICOM pixels cannot be decoded ({first_line(error)})") from error
+    return pixels, photometric, header, tuple(remarks)
 
 
 def _parse(data: bytes) -> Dataset:
@@ -180,8 +176,7 @@ def _header(dataset: Dataset) -> DicomHeader:
 
 def _age_years(age: str | None, born: str | None, studied: str | None) -> float | None:
     """`045Y`, `006M`, `012W`, `003D` (PS3.5, value representation AS), also `45`; else the two dates, in years."""
-    match = re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", (age or "").upper())
-    if match:
+    if match := re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", (age or "").upper()):
         years = round(int(match[1]) / PER_YEAR[match[2] or "Y"], 2)
         return years if years <= OLDEST_YEARS else None  # 999Y stands for unknown
     try:
@@ -203,8 +198,8 @@ def _stored_values(dataset: Dataset, data: bytes, remarks: list[str]) -> Stored:
     dataset.BitsStored, dataset.HighBit = stored, stored - 1
     values, shift, fits = _in_low_bits(values, stored, high)
     if high != stored - 1:
-        where = f"the values are shifted down by {shift} bits" if shift else "the values lie in the low bits"
-        remarks.append(f"HighBit {high} contradicts {stored} bits stored; {where}")
+        where = f"are shifted down by {shift} bits" if shift else "lie in the low bits"
+        remarks.append(f"HighBit {high} contradicts {stored} bits stored; the values {where}")
     elif not fits:
         remarks.append(f"bits above the {stored} that are stored are set, as by an overlay, and are cut off")
     return values
@@ -214,8 +209,8 @@ def _in_low_bits(values: Stored, stored: int, high: int) -> tuple[Stored, int, b
     """(values of so many bits, by how many they were shifted down, whether they fit as they are): by none where they
     do, or where no such place is among the bits of a pixel."""
     values = values.astype(values.dtype.newbyteorder("="))  # those of a big-endian file are turned round
-    size = 8 * values.dtype.itemsize
-    words, shift = values.view(f"u{values.dtype.itemsize}"), high + 1 - stored
+    size, shift = 8 * values.dtype.itemsize, high + 1 - stored
+    words = values.view(f"u{values.dtype.itemsize}")
     above = words >> (stored - 1)  # from the sign on
     is_extended = (above == 2 ** (size - stored + 1) - 1) if values.dtype.kind == "i" else np.False_
     fits = bool(((above <= 1) | is_extended).all())
@@ -233,8 +228,7 @@ def _decoded(dataset: Dataset, data: bytes) -> Stored:
         return np.asarray(pixel_array(dataset))
     _check_frame(dataset)
     available = get_decoder(syntax).available_plugins
-    plugin = next((name for name in _PLUGINS if name in available), None)
-    if plugin is None:
+    if not (plugin := next((name for name in _PLUGINS if name in available), "")):
         raise MissingExtraError(f"a decoder for {syntax.name}", "dicom")
     if plugin == "gdcm" or syntax not in _DECODED_HERE:
         return decode_apart(data, plugin)
@@ -261,23 +255,21 @@ def _check_frame(dataset: Dataset) -> None:
         return
     if frame[:2] == b"\xff\xd8":
         refuse_many_scans(frame)
-    found = _frame_size(frame)
-    if found != (columns, rows, 1):
+    if (found := _frame_size(frame)) != (columns, rows, 1):
         text = "no size" if found is None else f"{found[0]} x {found[1]} pixels of {found[2]} components"
         raise ImageError(f"the compressed frame says {text}, the header {columns} x {rows} of one")
 
 
 def refuse_many_scans(data: bytes) -> None:
     """Raise ImageError for a JPEG with more scans than any honest one has."""
-    scans = data.count(b"\xff\xda")
-    if scans > _MAX_SCANS:
+    if (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
         raise ImageError(f"a JPEG of {scans:,} scans; more than {_MAX_SCANS} are not decoded")
 
 
 def _unpacks_beyond(frame: bytes, limit: int) -> bool:
     """True where PackBits (PS3.5 G.3) would turn the frame's segments into more than `limit` bytes."""
-    offsets = [int.from_bytes(frame[at : at + 4], "little") for at in range(4, 64, 4)]
-    starts = sorted({offset for offset in offsets[: frame[0]] if 64 <= offset < len(frame)})
+    offsets = struct.unpack_from("<15I", frame, 4)[: frame[0]]
+    starts = sorted({offset for offset in offsets if 64 <= offset < len(frame)})
     size = 0
     for at, end in zip(starts, [*starts[1:], len(frame)], strict=True):
         while at < end and size <= limit:
@@ -292,19 +284,17 @@ def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
 
     JPEG and JPEG-LS: the frame header SOFn (ITU-T T.81 B.2.2, T.87 C.2.2). JPEG 2000: SIZ (ITU-T T.800 A.5.1).
     """
-    start = frame.find(b"\xff\x4f\xff\x51")
-    if 0 <= start < 4096 and len(frame) >= start + 42:
-        sizes = [int.from_bytes(frame[start + at : start + at + 4], "big") for at in (8, 12, 16, 20)]
-        components = int.from_bytes(frame[start + 40 : start + 42], "big")
-        return sizes[0] - sizes[2], sizes[1] - sizes[3], components
+    if 0 <= (start := frame.find(b"\xff\x4f\xff\x51", 0, 4099)) <= len(frame) - 42:
+        right, bottom, left, top, components = struct.unpack_from(">4I16xH", frame, start + 8)
+        return right - left, bottom - top, components
     at = 2
     while frame[:2] == b"\xff\xd8" and at + 10 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):
-            rows, columns = (int.from_bytes(frame[at + k : at + k + 2], "big") for k in (5, 7))
-            return columns, rows, frame[at + 9]
+            rows, columns, components = struct.unpack_from(">HHB", frame, at + 5)
+            return columns, rows, components
         else:
             at += 2 + length
     return None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Greys, Ints, Masks
 from thoraclip.errors import ImageError
 from thoraclip.imaging.numbers import first_number
 
@@ -30,14 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["display"]
 
-Ramp = npt.NDArray[np.int64]
-"""The stored values from the smallest to the largest one that occurs."""
-Mask = npt.NDArray[np.bool_]
-Values = npt.NDArray[np.float64]
 _LARGEST = 1e300
 
 
-def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset, remarks: list[str]) -> npt.NDArray[np.uint8]:
+def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset, remarks: list[str]) -> Greys:
     """Grey levels u8[H, W] of the stored values; see the module's text. What is odd is added to `remarks`."""
     if stored.ndim != 2 or not stored.size:
         raise ImageError(f"pixels of shape {stored.shape}; one grey frame is expected")
@@ -75,7 +72,7 @@ def _blocks(array: npt.NDArray[Any]) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(array), step)]
 
 
-def _padding(ramp: Ramp, dataset: Dataset) -> Mask:
+def _padding(ramp: Ints, dataset: Dataset) -> Masks:
     """True for stored values that mark pixels outside the picture."""
     first = dataset.get("PixelPaddingValue")
     if first is None or first == "":
@@ -88,7 +85,7 @@ def _padding(ramp: Ramp, dataset: Dataset) -> Mask:
     return np.asarray((ramp >= min(ends)) & (ramp <= max(ends)))
 
 
-def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset, remarks: list[str]) -> Values:
+def _grey_levels(ramp: Ints, shown: Masks, dataset: Dataset, remarks: list[str]) -> Floats:
     """Levels 0..255 of each stored value of the ramp, before inversion; `shown`: those that count."""
     values = _modality_values(ramp, dataset, remarks)
     if not np.abs(values).max() < _LARGEST:
@@ -113,7 +110,7 @@ def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset, remarks: list[str]) 
     return np.asarray((values - low) * (255.0 / (high - low))) if high > low else np.zeros(len(ramp))
 
 
-def _modality_values(ramp: Ramp, dataset: Dataset, remarks: list[str]) -> Values:
+def _modality_values(ramp: Ints, dataset: Dataset, remarks: list[str]) -> Floats:
     """What the stored values measure, by table or by slope and intercept (PS3.3 C.11.1); a slope of 0 counts as
     missing."""
     if dataset.get("ModalityLUTSequence"):
@@ -124,7 +121,7 @@ def _modality_values(ramp: Ramp, dataset: Dataset, remarks: list[str]) -> Values
     return np.asarray(ramp.astype(np.float64) * (slope or 1.0) + (intercept or 0.0))
 
 
-def _look_up(values: Values, dataset: Dataset, sequence: str) -> Values:
+def _look_up(values: Floats, dataset: Dataset, sequence: str) -> Floats:
     """The entries of a sequence's first table (PS3.3 C.11.1.1 and C.11.2.1.1); beyond its ends, the first and the last.
 
     Not pydicom's: 3.0 wraps the index at 256 where entries have 8 bits, and does not read two entries in a word.
@@ -142,7 +139,7 @@ def _look_up(values: Values, dataset: Dataset, sequence: str) -> Values:
     return entries[np.clip(np.round(values) - first, 0, count - 1).astype(np.int64)].astype(np.float64)
 
 
-def _window(values: Values, dataset: Dataset, remarks: list[str]) -> Values | None:
+def _window(values: Floats, dataset: Dataset, remarks: list[str]) -> Floats | None:
     """The first window, by its function, onto 0..255 (PS3.3 C.11.2.1.2 and C.11.2.1.3); `None` without a valid one."""
     centre, width = (first_number(dataset, name, remarks) for name in ("WindowCenter", "WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()

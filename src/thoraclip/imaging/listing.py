@@ -19,15 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from thoraclip.imaging.names import (
-    IMAGES,
-    MASKS,
-    SYSTEM,
-    is_mask_name,
-    is_system_name,
-    kind_by_content,
-    kind_by_name,
-)
+from thoraclip.imaging.names import IMAGES, MASKS, SYSTEM, is_mask_name, is_system_name, kind_by_content, kind_by_name
 
 __all__ = ["CLOSED", "FOLDER", "LINKS", "SPECIAL", "Found", "Tally", "walk"]
 
@@ -40,21 +32,13 @@ _HEAD_BYTES = 352
 
 
 class Found(NamedTuple):
-    """One entry of a folder.
+    """One entry of a folder."""
 
-    Args:
-        path: the root's path and the entry's below it.
-        kind: `IMAGES`, `FOLDER`, or the kind of what is no image, in words.
-        reason: why it is no image, where the kind alone does not say so.
-        files: how many files it stands for: those in a folder of masks or of the system, 0 for `FOLDER`.
-        by_content: whether its name does not say what it is.
-    """
-
-    path: str
-    kind: str
-    reason: str = ""
-    files: int = 1
-    by_content: bool = False
+    path: str  # the root's path and the entry's below it
+    kind: str  # `IMAGES`, `FOLDER`, or the kind of what is no image, in words
+    reason: str = ""  # why it is no image, where the kind alone does not say so
+    files: int = 1  # that it stands for: those in a folder of masks or of the system, 0 for `FOLDER`
+    by_content: bool = False  # its name does not say what it is
 
     @property
     def may_be_image(self) -> bool:
@@ -106,12 +90,14 @@ def _entries(folder: str, links: _Links, look_inside: bool) -> Iterator[Found]:
     entries: list[os.DirEntry[str]] = []
     try:
         with os.scandir(folder) as scanned:
-            entries.extend(scanned)
+            entries.extend(scanned)  # those before an error stay
     except OSError as error:
         yield Found(folder, CLOSED, f"the folder cannot be read ({error.strerror})")
     for entry in sorted(entries, key=lambda entry: entry.name):
         path = os.path.join(folder, entry.name)  # noqa: PTH118
-        is_folder, is_link = _is_folder(entry), entry.is_symlink()
+        is_folder, is_link = False, entry.is_symlink()
+        with suppress(OSError):  # a link to itself
+            is_folder = entry.is_dir()
         if is_system_name(entry.name):
             yield Found(path, SYSTEM, files=_count(path) if is_folder and not is_link else 1)
         elif not is_folder:
@@ -122,13 +108,6 @@ def _entries(folder: str, links: _Links, look_inside: bool) -> Iterator[Found]:
             yield Found(path, MASKS, files=_count(path))
         else:
             yield Found(path, FOLDER, files=0)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _count(folder: str) -> int:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
-from thoraclip.imaging.decoding import MAX_PIXELS, Grey, Radiograph
+from thoraclip.imaging.decoding import MAX_PIXELS, Radiograph
+from thoraclip.ranges import GEOMETRIES, Geometry, OneOf, conform
 from thoraclip.shapes import check, number, one_of, optional, sequence, table, whole
 
-__all__ = ["Pixels", "Preprocess", "check_pixels", "fit", "normalise", "perceptual_hash", "preprocess", "resize"]
-
-Pixels = npt.NDArray[np.float32]
-
-GEOMETRIES = ("squash", "crop", "pad")
+__all__ = ["Preprocess", "check_pixels", "fit", "normalise", "perceptual_hash", "preprocess", "resize"]
 
 MAX_SIDE = 4096
 """Largest side of an input: three times that of the largest encoders."""
@@ -60,10 +58,8 @@ class Preprocess:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        if self.geometry not in GEOMETRIES:
-            raise ConfigError(f"unknown geometry '{self.geometry}'{did_you_mean(self.geometry, GEOMETRIES)}")
-        if self.resample not in _RESAMPLE:
-            raise ConfigError(f"unknown resample '{self.resample}'{did_you_mean(self.resample, _RESAMPLE)}")
+        conform("geometry", self.geometry, Geometry)
+        conform("resample", self.resample, Annotated[str, OneOf(_RESAMPLE)])
         check(vars(self), PREPROCESS_SHAPE, "preprocess", error=ConfigError, remedy="mend it")
         if self.short_side is not None and self.short_side < self.size:
             raise ConfigError(f"size {self.size}, short_side {self.short_side}: short_side >= size is needed")
@@ -92,7 +88,7 @@ def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling
     return image.resize((width, image.height), resample).resize((width, height), resample)
 
 
-def fit(pixels: Grey, spec: Preprocess) -> Grey:
+def fit(pixels: Greys, spec: Preprocess) -> Greys:
     """Bring u8[H, W] to u8[size, size] by the spec's geometry; raises ImageError where `crop` would blow a strip up to
     more than 100 megapixels."""
     image = Image.fromarray(pixels)
@@ -103,9 +99,8 @@ def fit(pixels: Grey, spec: Preprocess) -> Grey:
         sides = image.size if spec.geometry == "crop" else (1, 1)
         width, height = (short * side // min(sides) for side in sides)
         if width * height > MAX_PIXELS:
-            raise ImageError(
-                f"{image.width} x {image.height} pixels: too long a strip for geometry 'crop'; use squash or pad"
-            )
+            size = f"{image.width} x {image.height} pixels"
+            raise ImageError(f"{size}: too long a strip for geometry 'crop'; use squash or pad")
         image = resize(image, (width, height), resample)
         left, top = (width - spec.size) // 2, (height - spec.size) // 2
         return np.asarray(image.crop((left, top, left + spec.size, top + spec.size)))
@@ -116,14 +111,14 @@ def fit(pixels: Grey, spec: Preprocess) -> Grey:
     return np.asarray(canvas)
 
 
-def normalise(grey: Grey, spec: Preprocess) -> Pixels:
+def normalise(grey: Greys, spec: Preprocess) -> Singles:
     """u8[..., H, W] -> f32[..., 3, H, W]: (grey / 255 - mean) / std, the same grey in three channels."""
     unit = grey[..., None, :, :].astype(np.float32) * np.float32(1 / 255)
-    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    return (unit - mean) / std
+    mean, std = np.array((spec.mean, spec.std), dtype=np.float32)[..., None, None]
+    return np.asarray((unit - mean) / std)
 
 
-def preprocess(radiograph: Radiograph | Grey, spec: Preprocess) -> Pixels:
+def preprocess(radiograph: Radiograph | Greys, spec: Preprocess) -> Singles:
     """Grey picture -> f32[3, size, size], the input of an encoder with this spec."""
     pixels = radiograph.pixels if isinstance(radiograph, Radiograph) else radiograph
     return normalise(fit(pixels, spec), spec)
@@ -143,30 +138,23 @@ def check_pixels(pixels: npt.NDArray[Any], spec: Preprocess) -> None:
     """
     expected = (3, spec.size, spec.size)
     if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
-        raise ImageError(
-            f"pixels {pixels.dtype}{list(pixels.shape)}: expected float32 [B, 3, {spec.size}, {spec.size}]"
-        )
-    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    unit = pixels * std + mean
+        wanted = f"float32 [B, 3, {spec.size}, {spec.size}]"
+        raise ImageError(f"pixels {pixels.dtype}{list(pixels.shape)}: expected {wanted}")
+    mean, std = np.array((spec.mean, spec.std), dtype=np.float32)[..., None, None]
+    unit, undone = pixels * std + mean, "after undoing the normalisation"
     low, high = float(unit.min()), float(unit.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < -1e-3 or high > 1 + 1e-3:
-        raise ImageError(
-            f"pixels run from {low:.3g} to {high:.3g} after undoing the normalisation; expected [0, 1]: normalise once"
-        )
+        raise ImageError(f"pixels run from {low:.3g} to {high:.3g} {undone}; expected [0, 1]: normalise once")
     spread = float(np.abs(unit - unit[:, :1]).max())
     if spread > 2e-3:
-        raise ImageError(
-            f"channels differ by {spread:.3g} after undoing the normalisation; a radiograph is grey: normalise once"
-        )
+        raise ImageError(f"channels differ by {spread:.3g} {undone}; a radiograph is grey: normalise once")
     contrast = float(unit[:, 0].std(axis=(1, 2)).max())
     if contrast < 0.01:
-        raise ImageError(
-            f"contrast {contrast:.3g} (standard deviation in [0, 1]) in a whole batch is below 0.01; "
-            "the pixels were scaled or normalised twice, or every picture is blank"
-        )
+        said = f"contrast {contrast:.3g} (standard deviation in [0, 1]) in a whole batch is below 0.01"
+        raise ImageError(f"{said}; the pixels were scaled or normalised twice, or every picture is blank")
 
 
-def perceptual_hash(pixels: Grey) -> str:
+def perceptual_hash(pixels: Greys) -> str:
     """64-bit DCT hash as 16 hexadecimal digits (pHash; Zauner 2010, "Implementation and benchmarking of perceptual
     image hash functions", section 3.1).
 

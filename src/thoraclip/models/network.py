@@ -17,7 +17,7 @@ from thoraclip.imaging import Preprocess
 from thoraclip.models.files import Checkpoint
 from thoraclip.ranges import Precision, conform
 
-__all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision"]
+__all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision", "usual_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +42,20 @@ class Network:
 
 def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str, device: str) -> dict[str, Any]:
     """The fields of a `Network`; precision and device as in `load_vision_encoder`."""
-    if device:
-        place = torch.device(device)
-    elif torch.cuda.is_available():
-        place = torch.device("cuda")
-    else:
-        place = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    place = torch.device(device) if device else usual_device()
     return {
         "name": checkpoint.name,
         "preprocess": spec,
         "device": place,
         "precision": resolve_precision(precision, place),
     }
+
+
+def usual_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

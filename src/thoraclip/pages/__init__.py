@@ -39,7 +39,7 @@ def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> E
     )
     shared.filters |= {"md": escape_markdown, "show": show, **filters}
     shared.globals["counted"] = counted
-    shared.tests["table"] = _is_table
+    shared.tests["table"] = lambda v: bool(v) and isinstance(v, list) and all(isinstance(row, Mapping) for row in v)
     return shared
 
 
@@ -72,11 +72,6 @@ def counted(number: int, noun: str) -> str:
 def without_gaps(markdown: str) -> str:
     """Markdown with single blank lines: a template leaves several where a part of it is empty."""
     return re.sub(r"\n{3,}", "\n\n", markdown)
-
-
-def _is_table(value: object) -> bool:
-    """True for a list of mappings, which is shown as a table."""
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def show(value: object) -> str:

@@ -44,11 +44,8 @@ class ClassThresholds:
 
 
 def set_patients_needed(alpha: float = ALPHA) -> int:
-    """Patients of a class that a finite threshold takes: ceil(1 / alpha) - 1.
-
-    Raises:
-        ConfigError: alpha is not between 0 and 1.
-    """
+    """Patients of a class that a finite threshold takes: ceil(1 / alpha) - 1; ConfigError for an alpha that is not
+    between 0 and 1."""
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha = {alpha}: a number between 0 and 1 is needed; 0.1 asks for sets that miss 10 %")
     return patients_needed(1 - alpha)
@@ -67,10 +64,7 @@ def fit_thresholds(
         scores: f64[N, C] of images that the classifier has not learned from.
         target: i64[N] in [0, C).
         patients: i64[N], whose image it is; `None` where every image stands for itself.
-        alpha: in (0, 1).
-
-    Raises:
-        ConfigError: see `set_patients_needed`.
+        alpha: in (0, 1), else ConfigError.
     """
     set_patients_needed(alpha)
     owners, classes = np.arange(len(target)) if patients is None else patients, range(scores.shape[1])

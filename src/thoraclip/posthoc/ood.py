@@ -71,22 +71,17 @@ class OodScore:
         return cls(
             threshold=float(facts["threshold"]),
             false_positive_rate=float(facts["false_positive_rate"]),
-            calibration_images=int(facts["calibration_images"]),
-            calibration_patients=int(facts.get("calibration_patients", facts["calibration_images"])),
+            calibration_images=facts["calibration_images"],
+            calibration_patients=facts.get("calibration_patients", facts["calibration_images"]),
             arrays=arrays,
         )
 
     @property
     def facts(self) -> dict[str, Any]:
         """All but the arrays, JSON-able."""
-        return {
-            "score": _KIND,
-            "threshold": self.threshold,
-            "false_positive_rate": self.false_positive_rate,
-            "guaranteed_rate": self.guaranteed_rate,
-            "calibration_images": self.calibration_images,
-            "calibration_patients": self.calibration_patients,
-        }
+        rates = {name: getattr(self, name) for name in ("threshold", "false_positive_rate", "guaranteed_rate")}
+        counts = {name: getattr(self, name) for name in ("calibration_images", "calibration_patients")}
+        return {"score": _KIND, **rates, **counts}
 
     @cached_property
     def centres(self) -> Floats:
@@ -166,13 +161,8 @@ def fit_ood(
     centred = rows - np.stack([means[c] for c in classes.tolist()])
     arrays = {"means": np.stack(list(means.values())).astype(np.float32), "factor": _whitening(centred)}
     patients = np.arange(len(held_out)) if patients is None else patients
-    fitted = OodScore(
-        threshold=np.inf,
-        false_positive_rate=false_positive_rate,
-        calibration_images=len(held_out),
-        calibration_patients=len(np.unique(patients)),
-        arrays=arrays,
-    )
+    about = {"calibration_images": len(held_out), "calibration_patients": len(np.unique(patients))}
+    fitted = OodScore(threshold=np.inf, false_positive_rate=false_positive_rate, arrays=arrays, **about)
     scores = fitted.score(_checked(held_out, "held-out features", at_least=MIN_ROWS))
     return replace(fitted, threshold=threshold_of(scores, false_positive_rate, patients))
 
@@ -256,8 +246,6 @@ def read_ood(path: Path) -> OodScore:
     if not path.is_file():
         raise InputError(f"{path}: no such out-of-distribution score; name a novelty.safetensors of a run")
     arrays, about = read_safetensors(path, OOD_ARRAYS, error=ManifestError, remedy="fit it again")
-    check(
-        about, table(kind=one_of("novelty"), schema=one_of(_SCHEMA)), path, error=ManifestError, remedy="fit it again"
-    )
-    check(about, OOD_SHAPE, path, error=ManifestError, remedy="fit it again")
+    for shape in (table(kind=one_of("novelty"), schema=one_of(_SCHEMA)), OOD_SHAPE):
+        check(about, shape, path, error=ManifestError, remedy="fit it again")
     return OodScore.from_facts(about, arrays)

@@ -16,11 +16,8 @@ SENSITIVITY = 0.95
 
 
 def positives_needed(goal: float = SENSITIVITY) -> int:
-    """Patients of the class that a threshold takes: ceil(goal / (1 - goal)).
-
-    Raises:
-        ConfigError: the goal is not between 0 and 1.
-    """
+    """Patients of the class that a threshold takes: ceil(goal / (1 - goal)); ConfigError for a goal that is not between
+    0 and 1."""
     if not 0 < goal < 1:
         raise ConfigError(f"sensitivity = {goal}: a number between 0 and 1 is needed, such as {SENSITIVITY}")
     return patients_needed(goal)
@@ -37,13 +34,10 @@ def choose_threshold(
         score: f64[N], of one class; an image at the threshold or above is called positive.
         positive: bool[N], whether an image is of this class.
         patients: i64[N], whose image it is; `None` where every image stands for itself.
-        goal: in (0, 1).
+        goal: in (0, 1), else ConfigError.
 
     Returns:
         A score, or `None` where fewer than `positives_needed` patients have the class.
-
-    Raises:
-        ConfigError: see `positives_needed`.
     """
     positives_needed(goal)
     owners = np.arange(len(score)) if patients is None else patients

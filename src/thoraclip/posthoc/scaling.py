@@ -15,16 +15,7 @@ import numpy as np
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError
 
-__all__ = [
-    "MAX_TEMPERATURE",
-    "MIN_TEMPERATURE",
-    "PATIENTS_NEEDED",
-    "TemperatureScaling",
-    "VectorScaling",
-    "fit_temperature",
-    "fit_vector",
-]
-
+__all__ = ["TemperatureScaling", "fit_temperature", "fit_vector"]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Bounds of T: images that are all right would draw it to 0, scores that mean nothing to infinity."""
@@ -82,16 +73,14 @@ def fit_temperature(scores: Floats, target: Ints, *, patients: Ints | None = Non
     def slope(inverse: float) -> float:
         return float(((_softmax(inverse * logits) * logits).sum(axis=1) - true).mean())
 
-    for bound, beyond, cause in (
-        (MAX_TEMPERATURE, slope(1 / MAX_TEMPERATURE) >= 0, "their scores tell too little of the classes"),
-        (MIN_TEMPERATURE, slope(1 / MIN_TEMPERATURE) <= 0, "too few of them are wrong"),
-    ):
-        if beyond:
-            raise InputError(
-                f"the best temperature of {len(target)} validation images is not inside {MIN_TEMPERATURE:g} to "
-                f"{MAX_TEMPERATURE:g} (it reaches {bound:g}): {cause}"
-            )
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if (is_vague := slope(low) >= 0) or slope(high) <= 0:
+        bound = MAX_TEMPERATURE if is_vague else MIN_TEMPERATURE
+        cause = "their scores tell too little of the classes" if is_vague else "too few of them are wrong"
+        raise InputError(
+            f"the best temperature of {len(target)} validation images is not inside {MIN_TEMPERATURE:g} to "
+            f"{MAX_TEMPERATURE:g} (it reaches {bound:g}): {cause}"
+        )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)

@@ -19,7 +19,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,7 +35,6 @@ _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([1-9][0-9]{0,
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")  # an address or nothing in a URL (WHATWG)
 _LONGEST = 253
-T = TypeVar("T")
 
 
 class _Place(NamedTuple):
@@ -71,10 +70,10 @@ def allowed_origins(texts: Collection[str]) -> frozenset[str]:
     rule = (
         "must be the scheme, host and port of a page, without a path or wildcard; write it as https://app.example.org"
     )
-    return frozenset(_written(*origin) for origin in _each(texts, _origin, f"--allow-origin: {{!r}}: {rule}"))
+    return frozenset(_each(texts, _origin, f"--allow-origin: {{!r}}: {rule}"))
 
 
-def _each(texts: Collection[str], read: Callable[[str], T | None], message: str) -> Iterator[T]:
+def _each(texts: Collection[str], read: Callable[[str], str | None], message: str) -> Iterator[str]:
     for text in texts:
         value = read(text)
         if value is None:
@@ -94,18 +93,16 @@ def _place(text: str) -> _Place | None:
     return None if name is None or (port or 0) > 65535 else _Place(name, port)
 
 
-def _origin(text: str) -> tuple[str, _Place] | None:
-    """Scheme and place of an origin, its port never `None`."""
+def _origin(text: str) -> str | None:
+    """An origin as browsers write it; `None` for anything else."""
     scheme, separator, rest = text.partition("://")
     scheme, place = scheme.lower(), _place(rest)
-    if not separator or scheme not in _PORTS or place is None:
-        return None
-    return scheme, place._replace(port=place.port or _PORTS[scheme])
+    return None if not separator or scheme not in _PORTS or place is None else _written(scheme, place)
 
 
 def _written(scheme: str, place: _Place) -> str:
     name = f"[{place.name}]" if ":" in place.name else place.name
-    return f"{scheme}://{name}" + ("" if place.port == _PORTS[scheme] else f":{place.port}")
+    return f"{scheme}://{name}" + ("" if place.port in (None, _PORTS[scheme]) else f":{place.port}")
 
 
 class Access:
@@ -163,28 +160,26 @@ class Access:
 
     def _may_ask(self, scope: Scope, headers: Headers, asked: _Place) -> bool:
         """Whether it is no page that asks, one of the host that is asked, or one that was allowed."""
-        origins = list(map(_origin, _values(headers.getlist("origin"))))
+        origins = [_origin(text) for text in _values(headers.getlist("origin"))]
         sites = {text.lower() for text in _values(headers.getlist("sec-fetch-site"))}
         if len(origins) > 1:
             return False
-        for origin in origins:
-            if origin is not None and _written(*origin) in self._origins:
-                return True
-            if origin is None or not _is_same(*origin, asked, scope):
-                return False
-        return sites <= {"same-origin", "none"} or _is_link(scope, headers)
+        if origins and origins[0] in self._origins:
+            return True
+        is_own = not origins or origins[0] in _own_origins(asked, scope)
+        return is_own and (sites <= {"same-origin", "none"} or _is_link(scope, headers))
 
 
 def _values(lines: Iterable[str]) -> list[str]:
     return [text.strip() for line in lines for text in line.split(",")]
 
 
-def _is_same(scheme: str, page: _Place, asked: _Place, scope: Scope) -> bool:
-    """Whether a page is of the host that is asked. A proxy that ends TLS may leave no word of it: then, and only
-    where the port is not this server's own, https counts as the scheme that was asked for."""
+def _own_origins(asked: _Place, scope: Scope) -> set[str]:
+    """Of pages of the host that is asked. A proxy that ends TLS may leave no word of it: then, and only where the port
+    is not this server's own, https counts as the scheme that was asked for."""
     by_proxy = (asked.port or _PORTS["http"]) != (scope.get("server") or ("", None))[1]
-    is_scheme = scheme == scope.get("scheme", "http") or (scheme == "https" and by_proxy)
-    return is_scheme and page == asked._replace(port=asked.port or _PORTS[scheme])
+    schemes = {scope.get("scheme", "http"), *(["https"] if by_proxy else [])}
+    return {_written(scheme, asked) for scheme in schemes}
 
 
 def _is_link(scope: Scope, headers: Headers) -> bool:

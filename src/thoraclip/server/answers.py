@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from thoraclip.bundle.runtime import Prediction
-from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
@@ -182,7 +181,7 @@ def _one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError,
     near = None
     if neighbours and (thumbnails := queue.classifier.bundle.thumbnails) is not None:
         near = [
-            Neighbour(label=one.label, similarity=one.similarity, picture=_data_uri(one.grey))
+            Neighbour(label=one.label, similarity=one.similarity, picture=_data_uri(Image.fromarray(one.grey)))
             for one in thumbnails.nearest(result.features, count=neighbours)
         ]
     said: dict[str, Any] = {name: getattr(result, name) for name in ("label", "scores", "set", "ood", "ood_score")}
@@ -198,15 +197,14 @@ def explained(queue: BatchQueue, prediction: Prediction, shown: Explanation, *, 
         bundle=_about(queue),
         prediction=_one_picture(queue, 0, prediction, neighbours=neighbours),
         explained=shown.label,
-        picture=_data_uri(shown.grey),
+        picture=_data_uri(Image.fromarray(shown.grey)),
         heat=_data_uri(heat_layer(shown.heat, shown.seen)),
         outline=_data_uri(outline_layer(shown.lungs)) if shown.lungs.any() else None,
     )
 
 
-def _data_uri(picture: Image.Image | Greys) -> str:
+def _data_uri(image: Image.Image) -> str:
     """An image as a PNG that stands in a page or in JSON itself."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=3)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -17,8 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from thoraclip.bundle.runtime import BundleClassifier, Prediction
 from thoraclip.dtypes import Singles
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
@@ -155,25 +153,19 @@ class BatchQueue:
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Set every future; whatever one image does to the decoder, the others get their answers."""
-        futures, greys, remarks = [], [], []
-        for data, future in jobs:
-            try:
-                radiograph = self.classifier.read(data, max_pixels=self.limits.megapixels * MEGA)
-                greys.append(fit(radiograph.pixels, self.classifier.preprocess))
-                remarks.append(radiograph.remarks)
-                futures.append(future)
-            except ImageError as error:
-                future.set_result(ImageError(str(error)))  # a new one: its frames would keep the image alive
-            except BaseException as error:
-                future.set_exception(error)
+        pixels = self.limits.megapixels * MEGA
         try:
-            answers = self.classifier.classify_greys(np.stack(greys)) if greys else []
+            answers = self.classifier.classify_each([data for data, _ in jobs], max_pixels=pixels)
         except BaseException as error:
-            for future in futures:
-                future.set_exception(error)
+            if len(jobs) == 1:
+                jobs[0][1].set_exception(error)
+            else:
+                for job in jobs:
+                    self._answer([job])
             return
-        for future, answer, remarked in zip(futures, answers, remarks, strict=True):
-            future.set_result(dataclasses.replace(answer, remarks=remarked))
+        for (_, future), answer in zip(jobs, answers, strict=True):
+            # a new error: the frames of the first would keep the image alive
+            future.set_result(ImageError(str(answer)) if isinstance(answer, ImageError) else answer)
 
     def _explain(self, picture: bytes, class_name: str, method: str, deadline: float) -> tuple[Prediction, Explanation]:
         if time.monotonic() > deadline:

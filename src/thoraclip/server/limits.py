@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -56,12 +56,10 @@ class Limits(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.files > self.waiting:
-            rule = f"no more than can wait ({self.waiting})"
-            raise ConfigError(f"files = {self.files}: {rule}; raise waiting, or lower files")
-        if self.megabytes > self.held_megabytes:
-            rule = f"no more than can be held ({self.held_megabytes})"
-            raise ConfigError(f"megabytes = {self.megabytes}: {rule}; raise held_megabytes, or lower megabytes")
+        for name, above, rule in (("files", "waiting", "can wait"), ("megabytes", "held_megabytes", "can be held")):
+            value, most = getattr(self, name), getattr(self, above)
+            if value > most:
+                raise ConfigError(f"{name} = {value}: no more than {rule} ({most}); raise {above}, or lower {name}")
 
 
 class RefusedError(HTTPException):
@@ -69,12 +67,7 @@ class RefusedError(HTTPException):
     that cannot be read: `{"index": 0, "error": "..."}`."""
 
     def __init__(
-        self,
-        status_code: int,
-        detail: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        pictures: list[Any] | None = None,
+        self, status_code: int, detail: str, *, headers: Mapping[str, str] | None = None, pictures: Sequence[Any] = ()
     ) -> None:
         super().__init__(status_code, detail, headers)
         self.pictures = pictures

@@ -195,12 +195,9 @@ class _Protocol(H11Protocol):
         """Answer what is not HTTP as any other mistake."""
         reason = "not a request of HTTP/1.1 that can be read; let a library make it"
         answer = problem(RefusedError(400, reason, headers={"connection": "close", "cache-control": "no-store"}))
+        start = h11.Response(status_code=400, headers=answer.raw_headers)
         with suppress(h11.LocalProtocolError):  # an answer has begun already
-            for event in (
-                h11.Response(status_code=400, headers=answer.raw_headers),
-                h11.Data(data=bytes(answer.body)),
-                h11.EndOfMessage(),
-            ):
+            for event in (start, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 

@@ -34,22 +34,15 @@ def audit_methods(study: Study, report: Mapping[str, Any]) -> dict[str, dict[str
         batch_size=config.batch_size or AuditConfig.batch_size,
         duplicates=config.group_duplicates,
     )
+    given: dict[str, Any] = {"pixels": study.pixels, "inspection": out / "inspection", "progress": study.progress}
     audits = {}
     for method in chosen:
         study.log(f"audit of {method.name}")
         folder = out / "audits" / method.folder
         try:
             with unforeseen_errors(folder / "error.txt", out):
-                content = audit(
-                    read_run(method.runs(out)[0][2]),
-                    study.manifest,
-                    asked,
-                    folder,
-                    pixels=study.pixels,
-                    inspection=out / "inspection",
-                    progress=study.progress,
-                    announce=lambda _: None,
-                )
+                run = read_run(method.runs(out)[0][2])
+                content = audit(run, study.manifest, asked, folder, **given)
         except (ThoraclipError, ModuleNotFoundError) as error:
             study.log(f"audit of {method.name} failed: {error}")
             continue

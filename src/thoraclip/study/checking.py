@@ -40,17 +40,22 @@ def check_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) 
     if all(label is None for label in manifest.column("label")):
         raise ManifestError("manifest: no labelled image; a study needs labels to judge by")
     _check_split(config, manifest)
-    _check_shots(config, methods, manifest)
+    if config.shots and not few_shot_entries(config, methods):
+        raise ConfigError(
+            f"shots = {toml_value(config.shots)}: nothing is trained on few labels; name a number of patients, and a "
+            "method that trains"
+        )
+    if config.shots:  # raises where a class has too few training patients
+        is_split = any(manifest.parts())
+        require_shots(config, manifest if is_split else split_folds(manifest, folds=config.folds, seed=config.seeds[0]))
     for method in methods:
         with errors_named(f"method '{method.name}'"):
             check_method(method.kind, method.config, manifest, later=_made_later(method, out))
     if config.captioner and CAPTIONERS[config.captioner].reads_images:
         with errors_named(f"captioner '{config.captioner}'"):
             check_model(config.caption_model, config.geometry)
-    if config.captioner == "column" and config.caption_column not in manifest.table.column_names:
-        raise ConfigError(
-            f"caption_column = '{config.caption_column}': the manifest has no such column; name one of its"
-        )
+    if config.captioner == "column" and (column := config.caption_column) not in manifest.table.column_names:
+        raise ConfigError(f"caption_column = '{column}': the manifest has no such column; name one of its")
     for external in config.external:
         listed_count(external, manifest, manifest.label_set(config.classes))
     return manifest
@@ -76,19 +81,6 @@ def _check_split(config: StudyConfig, manifest: Manifest) -> None:
         )
     folds = set(manifest.column("fold")) - {None} or (set() if named else set(range(config.folds)))
     require_folds(config.only_folds, sorted(folds))
-
-
-def _check_shots(config: StudyConfig, methods: Sequence[MethodEntry], manifest: Manifest) -> None:
-    """Raise ThoraclipError for shots without a method to train, or more than a class has training patients."""
-    if not config.shots:
-        return
-    if not few_shot_entries(config, methods):
-        raise ConfigError(
-            f"shots = {toml_value(config.shots)}: nothing is trained on few labels; name a number of patients, and a "
-            "method that trains"
-        )
-    is_split = any(manifest.parts())
-    require_shots(config, manifest if is_split else split_folds(manifest, folds=config.folds, seed=config.seeds[0]))
 
 
 def _made_later(entry: MethodEntry, out: Path) -> set[str]:

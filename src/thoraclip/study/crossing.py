@@ -8,20 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
+from thoraclip.models.files import description
 from thoraclip.runs import write_json
+
+if TYPE_CHECKING:
+    from thoraclip.models.frozen import FrozenEncoder
 
 __all__ = ["cross", "encoder_costs", "short_names"]
 
-_OF_ONE_ENCODER = ("adapter", "embeddings")
-"""Settings of a method that only one encoder can have."""
-_COSTS = "costs.json"
 _BATCH, _REPEATS = 32, 3
 
 
@@ -52,7 +53,7 @@ def cross(
         if not models or "model" not in known or "model" in entry or (after is not None and not is_follower):
             yield entry
             continue
-        stated = [one for one in _OF_ONE_ENCODER if entry.get(one)]
+        stated = [one for one in ("adapter", "embeddings") if entry.get(one)]
         if stated:
             raise ConfigError(
                 f"{where}, method '{name}': {stated[0]} belongs to one encoder, and models = {list(models)}; name its "
@@ -67,7 +68,8 @@ def cross(
 def encoder_costs(encoders: Mapping[str, Any], out: Path) -> dict[str, dict[str, Any]]:
     """Encoder -> parameters of its vision tower, numbers in a feature, and images a second on this machine.
 
-    What was measured once for a study is kept in `costs.json` of its folder, so that its report stays the same.
+    What was measured once for a study is kept in `costs.json` of its folder, so that its report stays the same: under
+    the weights' fingerprint, to which the model's files lead without loading it.
 
     Args:
         encoders: short name -> config of a method that uses it.
@@ -76,22 +78,30 @@ def encoder_costs(encoders: Mapping[str, Any], out: Path) -> dict[str, dict[str,
     Raises:
         ModelError: see `models.dual_encoder.load_vision_encoder`.
     """
-    file, costs = out / _COSTS, dict[str, dict[str, Any]]()
+    from thoraclip.models.network import resolve_precision, usual_device  # with torch
+
+    file, costs = out / "costs.json", dict[str, dict[str, Any]]()
     kept: dict[str, Any] = read_json(file) if file.is_file() else {}
     for name, config in encoders.items():
-        encoder = load_encoder(EncoderConfig(model=config.model, geometry=config.geometry, precision=config.precision))
-        key = "/".join(encoder.description.values())
-        if key not in kept:
-            side = encoder.preprocess.size
-            greys = np.random.default_rng(0).integers(0, 256, (_BATCH, side, side), dtype=np.uint8)
-            pooled, _ = encoder.encode_greys(greys)  # the first call of a network takes longer
-            began = time.perf_counter()
-            for _ in range(_REPEATS):
-                encoder.encode_greys(greys)
-            rate = _BATCH * _REPEATS / (time.perf_counter() - began)
-            parameters = sum(parameter.numel() for parameter in encoder.tower.parameters())
-            size = int(pooled.shape[1])
-            kept[key] = {"parameters": parameters, "dimension": size, "images_per_second": float(f"{rate:.3g}")}
+        precision = resolve_precision(config.precision, usual_device())
+        own = EncoderConfig(model=config.model, geometry=config.geometry, precision=precision)
+        files = "/".join(description(own.inputs()["model"], precision).values())
+        if files not in kept:
+            encoder = load_encoder(own)
+            weights = "/".join(encoder.description.values())
+            kept |= {files: weights, weights: kept.get(weights) or _measured(encoder)}
             write_json(file, kept)
-        costs[name] = {**kept[key], "precision": encoder.precision}
+        costs[name] = {**kept[kept[files]], "precision": precision}
     return costs
+
+
+def _measured(encoder: FrozenEncoder) -> dict[str, Any]:
+    side = encoder.preprocess.size
+    greys = np.random.default_rng(0).integers(0, 256, (_BATCH, side, side), dtype=np.uint8)
+    pooled, _ = encoder.encode_greys(greys)  # the first call of a network takes longer
+    began = time.perf_counter()
+    for _ in range(_REPEATS):
+        encoder.encode_greys(greys)
+    rate = _BATCH * _REPEATS / (time.perf_counter() - began)
+    parameters = sum(parameter.numel() for parameter in encoder.tower.parameters())
+    return {"parameters": parameters, "dimension": int(pooled.shape[1]), "images_per_second": float(f"{rate:.3g}")}

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.overlap import COPIES, IDENTICAL, NEAR, UNREADABLE, find_overlap
 from thoraclip.documents import kept_json
+from thoraclip.dtypes import Floats
 from thoraclip.errors import (
     ConfigError,
     InputError,
@@ -160,14 +160,12 @@ def select(external: External, manifest: Manifest, labels: LabelSet) -> Selectio
         ManifestError: no image has a label.
     """
     theirs, splits = manifest.column("label"), manifest.column("split")
-    classes = _classes(external, set(theirs) - {None}, labels)
+    known = set(theirs) - {None}
+    classes = _classes(external, known, labels)
     if external.split and external.split not in splits:
         named = ", ".join(sorted(set(splits) - {None}))
-        raise ConfigError(
-            f"no image of split '{external.split}'; its splits are {named}"
-            if named
-            else f"split = '{external.split}', and its images name no split; leave split out to take all"
-        )
+        has_none = f"split = '{external.split}', and its images name no split; leave split out to take all"
+        raise ConfigError(f"no image of split '{external.split}'; its splits are {named}" if named else has_none)
 
     def left_out(label: str | None, split: str | None) -> str | None:
         if external.split and split != external.split:
@@ -178,13 +176,12 @@ def select(external: External, manifest: Manifest, labels: LabelSet) -> Selectio
 
     reasons = [left_out(label, split) for label, split in zip(theirs, splits, strict=True)]
     if all(reasons):
-        raise _nothing_in_common(external, set(theirs) - {None}, labels)
+        raise _nothing_in_common(external, known, labels)
     images = manifest.take(np.flatnonzero([reason is None for reason in reasons]))
     their_label, nothing = images.column("label"), [None] * len(images)
+    ours = [classes[label] for label in their_label]
     return Selection(
-        images=images.with_columns(
-            label=[classes[label] for label in their_label], split=nothing, fold=nothing, their_label=their_label
-        ),
+        images=images.with_columns(label=ours, split=nothing, fold=nothing, their_label=their_label),
         left_out=Counter(reason for reason in reasons if reason),
         unmapped=Counter(label for label, reason in zip(theirs, reasons, strict=True) if reason == UNMAPPED),
         splits=tuple(sorted(set(images.column("split")) - {None})),
@@ -226,7 +223,7 @@ def score_set(study: Study, images: Manifest, result: ExternalResult, failed: Co
         images, result: of the set, from `external.prepare_sets`.
         failed: names of the methods that failed.
     """
-    results, not_scored = list[MethodResult](), dict[str, str]()
+    results, not_scored, name = list[MethodResult](), dict[str, str](), result.name
     for method in study.methods:
         try:
             if method.name in failed:
@@ -234,18 +231,15 @@ def score_set(study: Study, images: Manifest, result: ExternalResult, failed: Co
             if not find_method(method.kind).keeps_classifier:
                 not_scored[method.name] = "keeps no model"
                 continue
-            errors = study.out / "runs" / method.folder / f"external-{result.name}-error.txt"
-            with unforeseen_errors(errors, study.out):
+            with unforeseen_errors(study.out / "runs" / method.folder / f"external-{name}-error.txt", study.out):
                 runs = [read_run(folder) for _, _, folder in method.runs(study.out)]
-                tables = tuple(
-                    _score_fold(study, run, fold, images, result.name) for run in runs for fold in run.distinct_folds
-                )
+                tables = [_score_fold(study, run, fold, images, name) for run in runs for fold in run.distinct_folds]
         except (ThoraclipError, ModuleNotFoundError) as error:
             not_scored[method.name] = first_line(error)
-            study.log(f"external {result.name}: {method.name} is not scored: {first_line(error)}")
+            study.log(f"external {name}: {method.name} is not scored: {first_line(error)}")
         else:
-            trained = method.is_trained
-            results.append(MethodResult(name=method.name, kind=method.kind, predictions=tables, is_trained=trained))
+            facts: dict[str, Any] = {"kind": method.kind, "is_trained": method.is_trained}
+            results.append(MethodResult(name=method.name, predictions=tuple(tables), **facts))
     return dataclasses.replace(result, methods=tuple(results), not_scored=not_scored)
 
 
@@ -275,23 +269,16 @@ def _score_fold(study: Study, run: FinishedRun, fold: int | None, images: Manife
     return table
 
 
-def _scores(study: Study, classifier: Any, images: Manifest, cache: Path) -> npt.NDArray[np.float64]:
+def _scores(study: Study, classifier: Any, images: Manifest, cache: Path) -> Floats:
     """f64[N, C]; the features of a dual encoder are kept, so that all heads on them share one pass."""
+    given: dict[str, Any] = {"pixels": study.pixels, "progress": study.progress}
     if isinstance(classifier, EncoderClassifier):
-        kept = cached_embeddings(
-            EncoderConfig(batch_size=study.config.batch_size, runtime=study.config.runtime),
-            images,
-            cache,
-            encoder=classifier.encoder,
-            pixels=study.pixels,
-            progress=study.progress,
-        )
+        config = EncoderConfig(batch_size=study.config.batch_size, runtime=study.config.runtime)
+        kept = cached_embeddings(config, images, cache, encoder=classifier.encoder, **given)
         return classifier.head.predict(np.array(kept.pooled if classifier.features == "pooled" else kept.projected))
-    scores, progress = [], study.progress
-    for first, greys in grey_batches(
-        images, classifier.preprocess, batch_size=_BATCH, pixels=study.pixels, progress=progress
-    ):
+    scores = []
+    for first, greys in grey_batches(images, classifier.preprocess, batch_size=_BATCH, **given):
         scores.append(classifier.look(greys)[1])
-        if progress:
-            progress(first + len(greys), len(images))
+        if study.progress:
+            study.progress(first + len(greys), len(images))
     return np.concatenate(scores)

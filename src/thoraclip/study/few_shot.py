@@ -36,8 +36,7 @@ def few_shot_entries(config: StudyConfig, methods: Sequence[MethodEntry]) -> lis
     states shots of its own is left out.
     """
     made = dict[tuple[str, int], FewShotEntry]()
-    first = config.seeds[0]
-    draws = tuple((first + draw) % 2**32 for draw in range(config.draws))
+    draws = tuple((config.seeds[0] + draw) % 2**32 for draw in range(config.draws))
     for method in methods:
         for shots in sorted({number for number in config.shots if isinstance(number, int)}):
             after = made.get((method.after.name, shots)) if method.after else None
@@ -64,8 +63,7 @@ def require_shots(config: StudyConfig, manifest: Manifest) -> None:
         config: of the study.
         manifest: the images, split.
     """
-    numbers = [shots for shots in config.shots if isinstance(shots, int)]
-    if numbers:
+    if numbers := [shots for shots in config.shots if isinstance(shots, int)]:
         labels = manifest.label_set(config.classes)
         require_patients(labels, labelled_patients(manifest, labels, config.only_folds)[0], max(numbers))
 

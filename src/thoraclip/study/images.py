@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from thoraclip.config import Settings, build_config, config_toml, toml_value
+from thoraclip.config import Settings, build_config
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout, list_images
@@ -18,7 +18,7 @@ from thoraclip.runs import Progress
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
 
-__all__ = ["External", "ImageSource", "external_toml", "read_external"]
+__all__ = ["External", "ImageSource", "read_external"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """A bare TOML key that is a folder's name everywhere."""
@@ -73,13 +73,15 @@ class ImageSource(Settings):
         if self.layout == "csv" and not self.csv:
             raise ConfigError("layout 'csv' needs the table: csv = FILE")
 
-    def _columns(self) -> dict[str, str | None]:
-        """Manifest column -> CSV column."""
-        return {column: getattr(self, name) or None for name, column in COLUMN_SETTINGS.items()}
+    def _reading(self) -> dict[str, Any]:
+        """How the folder is read."""
+        columns = {column: getattr(self, name) or None for name, column in COLUMN_SETTINGS.items()}
+        table = Path(self.csv) if self.csv else None
+        return {"layout": self.folder_layout(), "csv_file": table, "columns": columns}
 
     def folder_layout(self) -> str:
         """The layout of the folder, as set or as found out."""
-        return self.layout or ("csv" if self.csv else "") or detect_layout(Path(self.folder))
+        return self.layout or ("csv" if self.csv else detect_layout(Path(self.folder)))
 
     def read(self, out: Path, progress: Progress | None) -> tuple[Manifest, Sequence[tuple[str, str]]]:
         """The images, which may leak, and (path, reason) of every one that cannot be used.
@@ -90,13 +92,11 @@ class ImageSource(Settings):
             return read_manifest(Path(self.manifest), may_leak=True), ()
         indexed = index(
             Path(self.folder),
-            layout=self.folder_layout(),
-            csv_file=Path(self.csv) if self.csv else None,
-            columns=self._columns(),
             facts=out / "manifest.facts.jsonl",
             label_map=self._label_map(),
             one_class=self.may_be_one_class,
             progress=progress,
+            **self._reading(),
         )
         write_index_report(out / "manifest.index.json", indexed)
         return indexed.manifest, indexed.set_aside
@@ -110,11 +110,10 @@ class ImageSource(Settings):
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True)
         root = Path(self.folder)
-        table = Path(self.csv) if self.csv else None
-        listing = list_images(root, layout=self.folder_layout(), csv_file=table, columns=self._columns())
-        rows = listing.rows
+        listing = list_images(root, **self._reading())
         settle_labels(listing, self._label_map())
-        return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
+        rows = sorted(listing.rows, key=lambda row: str(row["image_id"]))
+        return Manifest.from_rows(rows, root.resolve(), may_leak=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +179,3 @@ def _read_set(name: str, values: dict[str, Any], where: str) -> External:
         )
     external = build_config(External, {**values, "name": name}, where=where)
     return dataclasses.replace(external, labels=tuple((str(theirs), ours) for theirs, ours in labels.items()))
-
-
-def external_toml(sets: Sequence[External]) -> str:
-    """The sets as tables that `read_external` reads back."""
-    return "".join(
-        f"\n[external.{one.name}]\n{config_toml(one, skip=('name', 'labels'))}labels = {toml_value(dict(one.labels))}\n"
-        for one in sets
-    )

@@ -9,23 +9,15 @@ Nothing is written but into a temporary folder.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from thoraclip.data.batches import decoded
-from thoraclip.data.check.inspection import inspect
 from thoraclip.data.splits import split_folds
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ThoraclipError, first_line
-from thoraclip.imaging import Preprocess
-from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
 from thoraclip.methods.audit import audit_passes
 from thoraclip.methods.caption import CAPTIONERS
@@ -34,14 +26,13 @@ from thoraclip.methods.parts import Part, parts_of, require_folds
 from thoraclip.methods.running import is_done
 from thoraclip.methods.tokens import cache_size, cached_views, frozen_prefix
 from thoraclip.methods.training.folds import sampler_of
-from thoraclip.models.backbones import load_backbone
-from thoraclip.models.captioner import load_captioner
 from thoraclip.models.files import adapter_folders
 from thoraclip.runs import fold_folder, require_room
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
 from thoraclip.study.few_shot import FewShotEntry, few_shot_entries
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, study_notes
+from thoraclip.study.timing import Timing, encoder_of
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
@@ -53,8 +44,6 @@ _FACTOR = 3
 """The true time lies within this factor of the estimate, if the machine does nothing else and no training stops
 early."""
 _SCHEMA = 2
-_SAMPLE = 16
-"""Images that are timed."""
 _RUN_SECONDS = 2.0
 """Of a run beside its images: loading, fitting, small files."""
 _RESAMPLE_SECONDS = 6e-8
@@ -140,17 +129,13 @@ def plan_study(
 
 def _split_manifest(config: StudyConfig, listed: Manifest, out: Path) -> tuple[Manifest, bool]:
     """(the images as the study will split them, before any is decoded; whether it has to make the split)."""
-    given = listed if config.manifest else None
-    file, has_parts = out / "manifest.parquet", given is not None and any(given.parts())
-    kept = read_manifest(file) if file.is_file() and not has_parts else None
-    if kept and given:
-        is_same = kept.content_fingerprint == given.content_fingerprint
-        kept = kept if is_same and kept.column("label") == given.column("label") else None
-    if kept:
-        return kept, False
-    if any(listed.parts()):
-        return listed, False
-    return split_folds(listed, folds=config.folds, seed=config.seeds[0]), True
+    file, is_split = out / "manifest.parquet", any(listed.parts())
+    if file.is_file() and not (config.manifest and is_split):
+        kept = read_manifest(file)
+        is_same = kept.content_fingerprint == listed.content_fingerprint
+        if not config.manifest or (is_same and kept.column("label") == listed.column("label")):
+            return kept, False
+    return (listed, False) if is_split else (split_folds(listed, folds=config.folds, seed=config.seeds[0]), True)
 
 
 class _Planner:
@@ -163,9 +148,7 @@ class _Planner:
         self.folds = sorted(set(manifest.column("fold")) - {None})
         self._networks = dict[Hashable, MethodEntry]()  # every different one that the runs keep
         self._embedded = set[EncoderConfig]()
-        self._announce, self._seconds = announce, dict[Hashable, float]()
-        rows = np.linspace(0, len(manifest) - 1, min(_SAMPLE, len(manifest)))
-        self._sample = manifest.take(rows.astype(int))
+        self._timing = Timing(manifest, announce)
 
     def run(self, row: Row, entry: MethodEntry, config: Any, folder: Path) -> None:
         """Count one run; raises ThoraclipError where it cannot run."""
@@ -202,11 +185,11 @@ class _Planner:
         if row.images_encoded or row.images_trained:
             # a backward pass is two forward ones; with a gradient cache every image goes forward once more
             passes = 4 if method.trains_network and config.batch_size > config.chunk_size else 3
-            row.seconds += (passes * share * row.images_trained + row.images_encoded) * self._seconds_an_image(
+            row.seconds += (passes * share * row.images_trained + row.images_encoded) * self._timing.image(
                 row.kind, config
             )
 
-    def _count_training(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> None:
+    def _count_training(self, row: Row, config: Any, part: Part, targets: Ints) -> None:
         """The steps, the validations and, where no features are kept, the scoring of one part."""
         sampler, size = sampler_of(config, part, targets), config.batch_size
         steps = config.steps or config.epochs * sampler.steps_per_epoch
@@ -218,7 +201,7 @@ class _Planner:
         if getattr(config, "select", "") == "probe":  # each validation encodes both parts
             row.images_encoded += validations * (len(part.train) + len(part.val))
 
-    def _count_tokens(self, row: Row, config: Any, part: Part, targets: npt.NDArray[np.int64]) -> float:
+    def _count_tokens(self, row: Row, config: Any, part: Part, targets: Ints) -> float:
         """The tokens behind frozen blocks that the first training keeps; the share of the blocks that others compute.
 
         Raises:
@@ -226,7 +209,7 @@ class _Planner:
         """
         if not config.lora_blocks:
             return 1.0
-        encoder = load_encoder(_encoder(config))
+        encoder = load_encoder(encoder_of(config))
         prefix = frozen_prefix(config, encoder)
         if prefix is None:
             return 1.0
@@ -245,12 +228,12 @@ class _Planner:
         """Encoder that reads all images -> whether its adapter is there: one, or one a fold."""
         is_own, held_out = find_method(kind).trains_network, self._held_out(config)
         if not is_own and not config.adapter:
-            return {_encoder(config): True}
+            return {encoder_of(config): True}
         source = Path(folder if is_own else config.adapter)
         kept = adapter_folders(source)
         if None in kept:
-            return {_encoder(config, kept[None]): True}
-        return {_encoder(config, kept.get(fold, fold_folder(source, fold))): fold in kept for fold in held_out}
+            return {encoder_of(config, kept[None]): True}
+        return {encoder_of(config, kept.get(fold, fold_folder(source, fold))): fold in kept for fold in held_out}
 
     def _is_embedded(self, config: EncoderConfig) -> bool:
         """True where the study's cache has these features; loads the encoder where there is any cache."""
@@ -268,7 +251,7 @@ class _Planner:
         if not (self.out / "inspection" / "inspection.json").is_file():
             looks_for_copies = config.group_duplicates and self.is_split_here
             passes += looks_for_copies or any(find_method(method.kind).inspects for method in methods)
-        yield Row("prepare", done=not passes, seconds=passes * n * self._inspection() if passes else 0.0)
+        yield Row("prepare", done=not passes, seconds=passes * n * self._timing.inspection() if passes else 0.0)
         reads_images = bool(config.captioner) and CAPTIONERS[config.captioner].reads_images
         if reads_images and any(method.has_own_captions for method in methods):
             file, row = self.out / CAPTIONS, Row("captions")
@@ -276,12 +259,12 @@ class _Planner:
             with _errors_of(row):
                 if not row.done:
                     row.images_encoded, captioner = n, dataclasses.replace(config, model=config.caption_model)
-                    row.seconds = n * self._seconds_an_image("captions", captioner)
+                    row.seconds = n * self._timing.image("captions", captioner)
             yield row
         for external in config.external:
-            row, own = Row(f"external {external.name}"), self.out / "external" / external.name
+            row = Row(f"external {external.name}")
             with _errors_of(row):
-                row.done = is_finished and own.is_dir()
+                row.done = is_finished and (self.out / "external" / external.name).is_dir()
                 images = listed_count(external, self.manifest, self.manifest.label_set(config.classes))
                 self._scoring(row, list(self._networks.values()), images)
             yield row
@@ -302,46 +285,4 @@ class _Planner:
         """Count a pass of some images through each classifier."""
         if not row.done:
             row.images_encoded = images * len(classifiers)
-            row.seconds = images * sum(self._seconds_an_image(method.kind, method.config) for method in classifiers)
-
-    def _seconds_an_image(self, kind: str, config: Any) -> float:
-        """Seconds an image of a forward pass with decoding, by one batch through the network of a method or of
-        `captions`; each different network is timed once."""
-        network = "encoder" if kind != "captions" and find_method(kind).embeds else kind
-        key = (network, config.model, config.geometry, config.precision)
-        if key not in self._seconds:
-            self._announce(f"timing {config.model}")
-            spec, work = _load(network, config, self.manifest.label_set(config.classes))
-            read = decoded(self._sample.root, self._sample.table, spec)
-            work(read(range(1)))  # the first call of a network takes longer
-            began = time.perf_counter()
-            work(read(range(len(self._sample))))
-            self._seconds[key] = (time.perf_counter() - began) / len(self._sample)
-        return self._seconds[key]
-
-    def _inspection(self) -> float:
-        """Seconds an image of reading a file and measuring its appearance."""
-        with tempfile.TemporaryDirectory(prefix="thoraclip-") as folder:
-            began = time.perf_counter()
-            inspect(self._sample, Path(folder))
-            return (time.perf_counter() - began) / len(self._sample)
-
-
-def _load(network: str, config: Any, labels: LabelSet) -> tuple[Preprocess, Callable[[Any], object]]:
-    """How a network's images are made, and its forward pass."""
-    if network == "encoder":
-        encoder = load_encoder(_encoder(config))
-        return encoder.preprocess, encoder.encode_greys
-    given: dict[str, Any] = {"geometry": config.geometry, "precision": config.precision}
-    if network == "captions":
-        captioner = load_captioner(config.model, **given)
-        return captioner.preprocess, captioner.caption
-    classifier = load_backbone(config.model, labels, **given)
-    return classifier.preprocess, classifier.look
-
-
-def _encoder(config: Any, adapter: Path | None = None) -> EncoderConfig:
-    """The encoder of a method; equal where the features are."""
-    scale = getattr(config, "adapter_scale", 1.0) if adapter else 1.0
-    shared = {name: getattr(config, name) for name in ("model", "geometry", "precision")}
-    return EncoderConfig(**shared, adapter=str(adapter or ""), adapter_scale=scale)
+            row.seconds = images * sum(self._timing.image(method.kind, method.config) for method in classifiers)

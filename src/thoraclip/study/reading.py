@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,50 +13,31 @@ from typing import Any
 from thoraclip.config import build_config, config_toml, toml_value
 from thoraclip.data.layouts import COLUMN_SETTINGS
 from thoraclip.documents import read_toml
-from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.evaluation.results import read_published
+from thoraclip.errors import ConfigError, did_you_mean, printable, shown
+from thoraclip.evaluation.results import MAJORITY, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.checking import has_text
 from thoraclip.study.crossing import cross
-from thoraclip.study.images import external_toml, read_external
-from thoraclip.study.names import folder_name, require_name
+from thoraclip.study.images import read_external
 from thoraclip.study.settings import OWN_CAPTIONS, MethodEntry, StudyConfig
 
-__all__ = ["build_entries", "read_study", "study_toml"]
+__all__ = ["build_entries", "folder_name", "read_study", "require_name", "study_toml"]
 
 _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "zero-shot, ensemble", "kind": "zeroshot"},
     {"name": "linear probe", "kind": "probe"},
 )
 _SHARED = (
-    "model",
-    "geometry",
-    "precision",
-    "runtime",
-    "batch_size",
-    "classes",
-    "class_weight",
-    "adapter",
-    "captions",
-    "only_folds",
-    "trackers",
-)
+    "model", "geometry", "precision", "runtime", "batch_size", "classes", "class_weight", "adapter", "captions",
+    "only_folds", "trackers",
+)  # fmt: skip
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts", "shots")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
-_MOST_METHODS = 1_000
+_MOST_METHODS, _LONGEST_NAME = 1_000, 200
 _PATHS = (
-    "manifest",
-    "folder",
-    "csv",
-    "audit_masks",
-    "model",
-    "caption_model",
-    "adapter",
-    "captions",
-    "embeddings",
-    "prompts",
-)
+    "manifest", "folder", "csv", "audit_masks", "model", "caption_model", "adapter", "captions", "embeddings", "prompts"
+)  # fmt: skip
 _OTHER_SOURCE = {"manifest": ("folder", "layout", "csv", *COLUMN_SETTINGS), "folder": ("manifest",)}
 """Setting that says where the images are -> those of the study file that it replaces."""
 
@@ -74,11 +56,9 @@ def read_study(source: Path | str, settings: Mapping[str, Any]) -> tuple[StudyCo
             `evaluation.results.read_published` and `images.read_external`.
         InputError: no such file.
     """
-    for name, what, table in (
-        ("published", "published values", "[[published]]"),
-        ("external", "external sets", "[external.NAME]"),
-    ):
+    for name, what in (("published", "published values"), ("external", "external sets")):
         if name in settings:
+            table = "[[published]]" if name == "published" else "[external.NAME]"
             raise ConfigError(f"--set {name}: {what} stand in the study file; write them as {table} tables")
     file, where = Path(source), str(source)
     content = _read_source(file, settings)
@@ -88,7 +68,11 @@ def read_study(source: Path | str, settings: Mapping[str, Any]) -> tuple[StudyCo
     published, external = content.pop("published", []), content.pop("external", {})
     entries = content.pop("methods", _DEFAULT_METHODS)
     own = {name: value for name, value in settings.items() if name in _names(StudyConfig)}
-    _require_place(content, where)
+    for name in content.keys() - _names(StudyConfig):
+        if kinds := [kind for kind, method in METHODS.items() if name in _names(method.config_type)]:
+            raise ConfigError(
+                f"{where}: '{name}' is a setting of {', '.join(kinds)}; write it in the [[methods]] table of one"
+            )
     config = build_config(StudyConfig, content | own, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError(f"{where}: 'methods' must be one [[methods]] table or more")
@@ -99,16 +83,6 @@ def read_study(source: Path | str, settings: Mapping[str, Any]) -> tuple[StudyCo
     rows = read_published(published, [m.name for m in methods], where)
     sets = read_external(external, where, lambda table: _beside(file, table))
     return dataclasses.replace(config, published=rows, external=sets), methods
-
-
-def _require_place(content: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError for a setting of methods at the top of a study file."""
-    for name in content.keys() - _names(StudyConfig):
-        kinds = [kind for kind, method in METHODS.items() if name in _names(method.config_type)]
-        if kinds:
-            raise ConfigError(
-                f"{where}: '{name}' is a setting of {', '.join(kinds)}; write it in the [[methods]] table of one"
-            )
 
 
 def _read_source(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,8 +134,7 @@ def build_entries(
     crossed = cross(entries, study.models, settings, where)
     for number, entry in enumerate(_with_followers(crossed, where), start=1):
         values = dict(entry)
-        head = values.pop("head", "")
-        kind = values.pop("kind", None)
+        head, kind = values.pop("head", ""), values.pop("kind", None)
         if not isinstance(kind, str):
             raise ConfigError(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
@@ -182,7 +155,7 @@ def build_entries(
         if after:
             shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known & _names(after.config)}
         given = {n: v for n, v in loose.items() if n in known}
-        if "captions" in known and not _takes_captions(method.config_type, values | given):
+        if "captions" in known and not _takes_captions((values | given).get("loss", method.config_type.loss)):
             shared.pop("captions")
         config = build_config(method.config_type, shared | values | given, where=place)
         if head and config.reads_texts and not has_text(config.model):
@@ -198,23 +171,19 @@ def build_entries(
             'tower; add a [[methods]] table of kind = "probe"'
         )
     every = _names(StudyConfig).union(*(_names(method.config) for method in methods))
-    unknown = sorted(set(loose) - every)
-    if unknown:
+    if unknown := sorted(set(loose) - every):
         raise ConfigError("; ".join(f"--set: unknown setting '{n}'{did_you_mean(n, every)}" for n in unknown))
-    names = Counter(m.name for m in methods)
-    if max(names.values()) > 1:
-        raise ConfigError(
-            f"{where}: method name '{names.most_common(1)[0][0]}' stands twice; every row of the table has its own"
-        )
+    [(name, count)] = Counter(m.name for m in methods).most_common(1)
+    if count > 1:
+        raise ConfigError(f"{where}: method name '{name}' stands twice; every row of the table has its own")
     return methods
 
 
-def _takes_captions(config: type[Any], values: Mapping[str, Any]) -> bool:
+def _takes_captions(loss: Any) -> bool:
     """False for a loss that trains on class prompts or reads no texts; the captions of the study are not for it."""
     from thoraclip.methods.losses import LOSSES  # with torch
 
-    name = values.get("loss", config.loss)
-    return not (isinstance(name, str) and name in LOSSES) or LOSSES[name].takes_captions
+    return not (isinstance(loss, str) and loss in LOSSES) or LOSSES[loss].takes_captions
 
 
 def _with_followers(entries: Iterable[Mapping[str, Any]], where: str) -> Iterator[Mapping[str, Any]]:
@@ -252,12 +221,29 @@ def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     """Everything as a study file that `read_study` reads back."""
     text = config_toml(config, skip=("published", "external"))
     for method in methods:
-        skip = ("seed",) if method.seeds else ()
-        after = f"after = {toml_value(method.after.name)}\n" if method.after else ""
-        after += f"head = {toml_value(method.head)}\n" if method.head else ""
-        text += (
-            f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = "
-            f"{toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
-        )
+        about = {"name": method.name, "kind": method.kind, "after": method.after and method.after.name}
+        about |= {"head": method.head or None}
+        lines = "".join(f"{name} = {toml_value(value)}\n" for name, value in about.items() if value is not None)
+        text += f"\n[[methods]]\n{lines}{config_toml(method.config, skip=('seed',) if method.seeds else ())}"
     text += "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)
-    return text + external_toml(config.external)
+    for one in config.external:
+        labels = f"labels = {toml_value(dict(one.labels))}\n"
+        text += f"\n[external.{one.name}]\n{config_toml(one, skip=('name', 'labels'))}{labels}"
+    return text
+
+
+def require_name(name: Any, where: str) -> None:
+    """Raise ConfigError unless a method's name is one line of text that the report can show."""
+    if not isinstance(name, str) or not name.strip() or printable(name) != name or len(name) > _LONGEST_NAME:
+        rule = f"one line of 1 to {_LONGEST_NAME} letters without control characters is needed"
+        raise ConfigError(f"{where}: name = {shown(name)}: {rule}")
+    if name == MAJORITY:
+        raise ConfigError(f"{where}: name = '{name}': the report adds a row of this name by itself; choose another")
+
+
+def folder_name(name: str, taken: Collection[str]) -> str:
+    """Name of a folder: small letters, digits and -, no device of Windows, and at most 100 letters."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:100].strip("-") or "method"
+    if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", slug):
+        slug = f"method-{slug}"
+    return next(s for s in (slug, *(f"{slug}-{i}" for i in range(2, len(taken) + 3))) if s not in taken)

@@ -39,13 +39,7 @@ from thoraclip.study.crossing import encoder_costs, short_names
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.few_shot import few_shot_entries, few_shot_results, require_shots
 from thoraclip.study.reading import study_toml
-from thoraclip.study.settings import (
-    CAPTIONS,
-    MethodEntry,
-    Study,
-    StudyConfig,
-    study_notes,
-)
+from thoraclip.study.settings import CAPTIONS, MethodEntry, Study, StudyConfig, study_notes
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_validation, write_predictions
 
@@ -81,8 +75,7 @@ def run_study(
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     require_shots(config, manifest)
     study = Study(config, methods, manifest, out, announce, progress)
-    torn = _torn_pictures(manifest)
-    if torn:
+    if torn := _torn_pictures(manifest):
         announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
     for note in study_notes(config, methods, manifest):
         announce(f"note: {note}")
@@ -123,8 +116,7 @@ def run_study(
     with written_together(out, "report"):
         _write_best(out, results, report)
         write_report(report, out, **shown, thumbnails=config.thumbnails)
-    audits = audit_methods(study, report)
-    if audits:
+    if audits := audit_methods(study, report):
         report = with_audits(report, audits)
         write_report(report, out, **shown)
     _send_report(study, report)
@@ -171,8 +163,8 @@ def _write_captions(study: Study) -> None:
     if CAPTIONERS[config.captioner].reads_images:
         given |= {"model": config.caption_model, "geometry": config.geometry, "precision": config.precision}
         given |= {"batch_size": config.batch_size} if config.batch_size else {}
-    file, made = study.out / CAPTIONS, CaptionConfig(**given)
-    caption(study.manifest, made, file, pixels=study.pixels, progress=study.progress)
+    file = study.out / CAPTIONS
+    caption(study.manifest, CaptionConfig(**given), file, pixels=study.pixels, progress=study.progress)
 
 
 def _torn_pictures(manifest: Manifest) -> int:
@@ -197,41 +189,31 @@ def _run_entries(
         except ThoraclipError as error:
             study.log(f"{row} failed: {error}")
             errors[method.name] = error
-            failed = MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
-            results.append(failed)
+            results.append(_result(method, failed=str(error)))
     return results, errors
 
 
+def _result(method: MethodEntry, **given: Any) -> MethodResult:
+    return MethodResult(name=method.name, kind=method.kind, settings=_settings(method), **given)
+
+
 def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
-    predictions: list[Predictions] = []
-    validation: list[tuple[Predictions, ...]] = []
-    details: Mapping[str, Any] = {}
+    given: dict[str, Any] = {"cache": study.out / "embeddings", "pixels": study.pixels, "progress": study.progress}
+    done, validation = list[tuple[Predictions, Mapping[str, Any]]](), list[tuple[Predictions, ...]]()
     for _, config, folder in method.runs(study.out):
         with unforeseen_errors(folder / "error.txt", study.out):
-            result = run_method(
-                method.kind,
-                config,
-                study.manifest,
-                folder,
-                cache=study.out / "embeddings",
-                pixels=study.pixels,
-                progress=study.progress,
-                announce=study.log,
-            )
+            result = run_method(method.kind, config, study.manifest, folder, announce=study.log, **given)
         assert result is not None, "a study runs in one process"
-        predictions.append(result[0])
+        done.append(result)
         validation.append(read_validation(folder))
-        details = details or result[1]
     demonstration = "tiny-clip is a demonstration model that has only seen phantoms; name a real one with model = ..."
-    return MethodResult(
-        name=method.name,
-        kind=method.kind,
-        predictions=tuple(predictions),
+    return _result(
+        method,
+        predictions=tuple(predictions for predictions, _ in done),
         validation=tuple(validation),
         seeds=method.seeds,
-        settings=_settings(method),
         notes=(demonstration,) if getattr(method.config, "model", "") == "tiny-clip" else (),
-        details=details,
+        details=next((details for _, details in done if details), {}),
         is_trained=method.is_trained,
     )
 
@@ -257,9 +239,9 @@ def _settings(method: MethodEntry) -> dict[str, str]:
 
 def _send_report(study: Study, report: Mapping[str, Any]) -> None:
     """The report to the trackers of the study, once: the metrics of every method, the table and the files."""
-    out, trackers = study.out, study.config.trackers
-    if not trackers:
+    if not (trackers := study.config.trackers):
         return
+    out = study.out
     settings = {"title": study.config.title, "images": len(study.manifest), "methods": [m.name for m in study.methods]}
     tracked = TrackedRun(trackers, out, fingerprint=digest([study.manifest.fingerprint, settings]), settings=settings)
     prefixes = {method.name: method.folder for method in study.methods} | {MAJORITY: MAJORITY}
@@ -271,11 +253,10 @@ def _send_report(study: Study, report: Mapping[str, Any]) -> None:
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:
     """The study's own `metrics.jsonl` (a row per method) and `predictions.parquet` (of the best method's first
     seed)."""
-    rows = [row for row in report["methods"] if row.get("metrics")]
-    values = [{"name": row["name"], **{k: m and m["value"] for k, m in row["metrics"].items()}} for row in rows]
+    metrics = {row["name"]: row["metrics"] for row in report["methods"] if row.get("metrics")}
+    values = [{"name": name, **{k: m and m["value"] for k, m in own.items()}} for name, own in metrics.items()]
     write_text(out / "metrics.jsonl", "".join(canonical_json(value) + "\n" for value in values))
-    scored = {row["name"]: row["metrics"]["macro_f1"]["value"] for row in rows}
-    best = max((r for r in results if r.predictions), key=lambda r: scored[r.name])
+    best = max((r for r in results if r.predictions), key=lambda r: metrics[r.name]["macro_f1"]["value"])
     write_predictions(out / "predictions.parquet", best.predictions[0])
 
 
@@ -283,15 +264,15 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict
     """Facts of the data set for the report; `torn` as in `_torn_pictures`."""
     folds = {f for f in manifest.column("fold") if f is not None}
     splits = Counter(s for s in manifest.column("split") if s is not None)
-    known = sum(p is not None for p in manifest.column("patient"))
     facts: dict[str, Any] = {
         "images_in_the_manifest": len(manifest),
-        "images_of_known_patients": known,
+        "images_of_known_patients": len(manifest) - manifest.column("patient").count(None),
         "parts": f"{len(folds)} folds, pooled" if folds else ", ".join(f"{n} {c}" for n, c in sorted(splits.items())),
     }
     if torn:
         facts["pictures_in_two_parts"] = f"{torn} (identical files): a leak, scores are too good; see thoraclip check"
     if "duplicate_cluster" not in manifest.table.column_names:
         facts["near_duplicates"] = "not looked for; see thoraclip check"
-    left_out = {reason: count for reason, count in omitted.items() if count}
-    return facts | ({"left_out": left_out} if left_out else {})
+    if left_out := {reason: count for reason, count in omitted.items() if count}:
+        facts["left_out"] = left_out
+    return facts

@@ -187,24 +187,18 @@ class MethodEntry:
 
 def study_notes(config: StudyConfig, methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
     """Which encoders a method leaves out, and what a study that trains once cannot say."""
-    heads = dict.fromkeys(method.head for method in methods if method.head)
     notes = [
         f"{head}: compares images with texts, so it leaves out {', '.join(left_out)}, which have no text tower"
-        for head in heads
+        for head in dict.fromkeys(method.head for method in methods if method.head)
         if (left_out := sorted(set(config.models) - {m.config.model for m in methods if m.head == head}))
     ]
-    return notes + _training_notes(methods, manifest)
-
-
-def _training_notes(methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
-    """What a study that trains once cannot say: `[]` with several seeds, folds, or nothing that is trained."""
-    trained = [method for method in methods if method.seeds]
-    if not trained or len(trained[0].seeds) > 1 or any(fold is not None for fold in manifest.column("fold")):
-        return []
-    return [
-        "one seed and no folds: differences will be between single trainings, not between methods; for these add "
-        "--set 'seeds=[0, 1, 2]'"
-    ]
+    seeds = next((method.seeds for method in methods if method.seeds), ())  # of all that are trained
+    if len(seeds) == 1 and set(manifest.column("fold")) <= {None}:
+        notes.append(
+            "one seed and no folds: differences will be between single trainings, not between methods; for these add "
+            "--set 'seeds=[0, 1, 2]'"
+        )
+    return notes
 
 
 @dataclass(frozen=True)

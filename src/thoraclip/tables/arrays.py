@@ -82,16 +82,13 @@ class ImageArrays:
         missing = np.flatnonzero(rows < 0)
         name, remedy = self.kind.name, self.kind.remedy
         if len(missing):
-            raise MismatchError(
-                f"{name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
-                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {remedy} on this one"
-            )
+            what = f"{len(missing)} of {len(wanted)} images of the manifest are not in them"
+            why = f"first '{wanted[int(missing[0])]}'; they belong to another manifest: run {remedy} on this one"
+            raise MismatchError(f"{name}: {what}, {why}")
         if changed:
-            raise MismatchError(
-                f"{name}: {len(changed)} images differ in content from the manifest's, first "
-                f"'{wanted[min(changed)].as_py()}'; they belong to another data set or the files changed: run {remedy} "
-                "again"
-            )
+            what = f"{len(changed)} images differ in content from the manifest's, first '{wanted[min(changed)]}'"
+            why = f"they belong to another data set or the files changed: run {remedy} again"
+            raise MismatchError(f"{name}: {what}; {why}")
         return rows
 
 
@@ -144,23 +141,26 @@ class ArrayWriter:
         self.rows = 0
         state = kept_json(folder / "progress.json")
         rows = state.get("rows") if state.get("token") == token else 0
-        is_here = rows == total or all(part.is_file() for part in self._parts.values())
+        is_here = rows == total or all(
+            part.is_file() for part in self._parts.values()
+        )  # at the end the parts may be renamed
         if isinstance(rows, int) and 0 <= rows <= total and is_here:
-            self.rows = rows  # at the end the parts may be renamed already
+            self.rows = rows
 
     def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""
         for name, block in blocks.items():
             if name not in self._arrays:
-                shape = (self._total, *block.shape[1:])
-                self._arrays[name] = open_memmap(self._parts[name], mode="r+") if self.rows else self._made(name, shape)
+                self._arrays[name] = self._opened(name, (self._total, *block.shape[1:]))
             self._arrays[name][self.rows : self.rows + len(block)] = block
             self._arrays[name].flush()
         self.rows += len(next(iter(blocks.values())))
         write_json(self._folder / "progress.json", {"token": self._token, "rows": self.rows})
 
-    def _made(self, name: str, shape: tuple[int, ...]) -> Any:
+    def _opened(self, name: str, shape: tuple[int, ...]) -> Any:
         path = self._parts[name]
+        if self.rows:
+            return open_memmap(path, mode="r+")
         try:
             with needing_room(path):
                 array = open_memmap(path, mode="w+", dtype=np.dtype(self._kind.arrays[name][0]), shape=shape)

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from thoraclip.delimited import read_delimited
 from thoraclip.dtypes import Ints
-from thoraclip.errors import InputError, ManifestError, MismatchError, named
+from thoraclip.errors import ManifestError, MismatchError, named
 from thoraclip.ranges import require_path
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.store import open_table, require_place, require_rows, write_table
+from thoraclip.tables.store import open_table, require_place, require_rows, require_table, write_table
 
 __all__ = ["Captions", "append_label", "read_captions", "write_captions"]
 
@@ -51,10 +51,8 @@ class Captions:
         require_rows("captions", self, ("sha256", "text", "with_label"))
         blank = [i for i, text in zip(self.image_id, self.text, strict=True) if not (text and text.strip())]
         if blank:
-            raise ManifestError(
-                f"captions: image '{blank[0]}' has an empty text ({len(blank)} such rows); write one, or leave the "
-                "row out"
-            )
+            said = f"image '{blank[0]}' has an empty text ({len(blank)} such rows)"
+            raise ManifestError(f"captions: {said}; write one, or leave the row out")
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -120,10 +118,7 @@ def read_captions(path: Path | str) -> Captions:
     """
     path = Path(path)
     require_path("captions", path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
-    if path.suffix not in (".parquet", ".csv"):
-        raise InputError(f"{path}: captions end in .parquet or .csv; rename or convert the file")
+    require_table(path, "captions")
     try:
         return _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
     except ManifestError as error:
@@ -146,6 +141,5 @@ def _read_csv(path: Path) -> Captions:
     table = read_delimited(path)
     image_id, caption = table.need("image_id"), table.need("caption")
     rows = [(row.cells[image_id] or "", row.cells[caption] or "") for row in table]
-    n = len(rows)
-    texts = tuple(text for _, text in rows)
-    return Captions(tuple(i for i, _ in rows), (None,) * n, texts, (False,) * n, {"captioner": "csv"})
+    ids, texts = (tuple(row[at] for row in rows) for at in (0, 1))
+    return Captions(ids, (None,) * len(rows), texts, (False,) * len(rows), {"captioner": "csv"})

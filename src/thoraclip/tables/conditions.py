@@ -1,6 +1,6 @@
-"""Conditions on the columns of a table, such as `view in (PA, AP) and age_years >= 18`.
+"""Rows of a table by values of its columns, and by conditions such as `view in (PA, AP) and age_years >= 18`.
 
-The text is parsed by Python's own parser and never run: only comparisons with constants, `and`, `or`, `not` and
+A condition is parsed by Python's own parser and never run: only comparisons with constants, `and`, `or`, `not` and
 brackets are known. Truth has three values, as in SQL: a comparison with an unknown value is unknown, and so is its
 `not`; rows are kept where the whole condition is true. A query engine (DuckDB, Polars) would be one more large
 dependency for these 100 lines.
@@ -9,19 +9,21 @@ dependency for these 100 lines.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.tables.filters import no_such_value, require_columns
+from thoraclip.errors import ConfigError, ManifestError, did_you_mean
 
-__all__ = ["condition_truth"]
+__all__ = ["condition_truth", "require_columns", "rows_with"]
 
+_KNOWN, _LOOKED_AT = 50, 1 << 20  # a misspelt value is looked for among so many, in so many rows
 _LONGEST = 2_000  # characters; a longer text could exhaust the parser
 _EXAMPLE = 'expected a condition such as: view in (PA, AP) and label != "COVID-19" and age_years >= 18'
 _ORDERED: Mapping[type[ast.cmpop], Callable[..., Any]] = {
@@ -63,29 +65,20 @@ def condition_truth(text: str, table: pa.Table) -> pa.ChunkedArray:
 
 def _with_double_equals(text: str) -> str:
     """`view = PA` as Python writes it."""
-    tokens = [
-        (kind, "==" if word == "=" else word)
-        for kind, word, *_ in tokenize.generate_tokens(io.StringIO(" ".join(text.split())).readline)
-    ]
-    return tokenize.untokenize(tokens).strip()
+    tokens = tokenize.generate_tokens(io.StringIO(" ".join(text.split())).readline)
+    return tokenize.untokenize((kind, "==" if word == "=" else word) for kind, word, *_ in tokens).strip()
 
 
 def _truth(node: ast.expr, table: pa.Table) -> Any:
     """bool[N], null where the truth is not known."""
     if isinstance(node, ast.BoolOp):
         combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
-        truth = _truth(node.values[0], table)
-        for other in node.values[1:]:
-            truth = combine(truth, _truth(other, table))
-        return truth
+        return functools.reduce(combine, (_truth(value, table) for value in node.values))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return pc.invert(_truth(node.operand, table))
     if isinstance(node, ast.Compare):
-        sides = [node.left, *node.comparators]
-        truth = _compared(sides[0], node.ops[0], sides[1], table)
-        for left, operator, right in zip(sides[1:], node.ops[1:], sides[2:], strict=False):
-            truth = pc.and_kleene(truth, _compared(left, operator, right, table))
-        return truth
+        sides = zip([node.left, *node.comparators], node.ops, node.comparators, strict=False)
+        return functools.reduce(pc.and_kleene, (_compared(*side, table) for side in sides))
     raise _not_known(node)
 
 
@@ -153,5 +146,41 @@ def _value(word: Any, table: pa.Table, name: str) -> Any:
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise ConfigError(f"--where: column '{name}' holds {kind}; '{word}' is not one") from error
     if not pc.any(pc.equal(table[name], pa.scalar(value, kind))).as_py():
-        raise no_such_value(table, name, [word])
+        raise _no_such_value(table, name, [word])
     return value
+
+
+def require_columns(wanted: Iterable[str], names: Sequence[str]) -> None:
+    """Raise ManifestError unless all the wanted columns are among the names."""
+    for name in wanted:
+        if name not in names:
+            raise ManifestError(f"manifest: no column '{name}'{did_you_mean(name, names)}")
+
+
+def rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
+    """bool[N]: the rows that `Manifest.where` keeps; raises as it does."""
+    keep = pa.chunked_array([np.ones(len(table), dtype=bool)])
+    require_columns(values, table.column_names)
+    for name, given in values.items():
+        wanted = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+        texts = [None if value is None else str(value) for value in wanted]
+        try:
+            matching = pc.is_in(table[name], value_set=pa.array(texts, pa.string()).cast(table[name].type))
+        except pa.ArrowException as error:
+            kind = table[name].type
+            raise ManifestError(f"manifest: {name} {texts}: the column holds {kind}; ask for such values") from error
+        if not pc.any(matching).as_py():
+            raise _no_such_value(table, name, wanted)
+        keep = pc.and_(keep, matching)
+    if not pc.any(keep).as_py():
+        raise ManifestError(f"manifest: no image has all of these values of {', '.join(values)}; ask for fewer")
+    return keep
+
+
+def _no_such_value(table: pa.Table, name: str, wanted: Sequence[Any]) -> ManifestError:
+    """What to say where no row of a column holds any of the wanted values; it names the nearest known one."""
+    known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
+    near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
+    near = near if known else f"; no image has a known {name}"
+    asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
+    return ManifestError(f"manifest: no image whose {name} is {asked}{near}")

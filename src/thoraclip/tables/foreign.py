@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +13,10 @@ import pyarrow.compute as pc
 from thoraclip.delimited import NO_VALUE, UNKNOWN, number
 from thoraclip.errors import ManifestError, first_line
 from thoraclip.spelling import tidy, tidy_note
-from thoraclip.tables.store import StoredTable
+from thoraclip.tables.columns import COLUMNS, IDENTITY, SCHEMA, table_digest
+from thoraclip.tables.store import StoredTable, open_table
 
-__all__ = ["ForeignTable", "as_type", "tidied"]
+__all__ = ["as_type", "open_manifest", "read_fingerprint", "tidied"]
 
 _EXACT = 2.0**53  # larger floats are not whole numbers that anybody wrote
 _UNTIDY = r"[^!-~ ]|^ | $|  "  # no other text is changed by `tidy`
@@ -33,19 +35,17 @@ class ForeignTable(StoredTable):
         ManifestError: a column is missing, or holds what is no value of its type.
     """
 
-    wanted: Mapping[str, pa.DataType] = field(default_factory=dict)
     _held: frozenset[str] = frozenset()
     _untidy: dict[str, Counter[str]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         names = self.schema.names
-        for name in ("path",) if self.is_foreign else self.wanted:
+        for name in ("path",) if self.is_foreign else COLUMNS:
             if name not in names:
-                raise ManifestError(
-                    f"{self.path}: column '{name}' is missing; write the manifest with: thoraclip index"
-                )
-        extra = [self.schema.field(name) for name in names if name not in self.wanted]
-        object.__setattr__(self, "schema", pa.schema([*self.wanted.items(), *extra]))
+                said = f"column '{name}' is missing; write the manifest with: thoraclip index"
+                raise ManifestError(f"{self.path}: {said}")
+        extra = [self.schema.field(name) for name in names if name not in COLUMNS]
+        object.__setattr__(self, "schema", pa.schema([*COLUMNS.items(), *extra]))
         object.__setattr__(self, "_held", frozenset(names))
 
     @property
@@ -63,7 +63,7 @@ class ForeignTable(StoredTable):
             yield pa.table({name: self._column(part, name, source) for name, source in sources.items()})
 
     def _column(self, part: pa.Table, name: str, source: str | None) -> pa.ChunkedArray:
-        kind = self.wanted.get(name)
+        kind = COLUMNS.get(name)
         if source is None:
             return pa.chunked_array([pa.nulls(len(part), kind)])
         if kind is None:
@@ -71,9 +71,8 @@ class ForeignTable(StoredTable):
         try:
             column = as_type(part[source], kind)
         except (pa.ArrowException, ValueError) as error:
-            raise ManifestError(
-                f"{self.path}: column '{name}' is {part[source].type}, expected {kind} ({first_line(error)}); mend it"
-            ) from error
+            said = f"column '{name}' is {part[source].type}, expected {kind} ({first_line(error)})"
+            raise ManifestError(f"{self.path}: {said}; mend it") from error
         if self.is_foreign and pa.types.is_string(kind) and name not in _PATHS:
             marks = sorted(UNKNOWN if name == "label" else NO_VALUE)
             unknown = pc.is_in(pc.utf8_lower(column), value_set=pa.array(marks))
@@ -81,10 +80,23 @@ class ForeignTable(StoredTable):
         return tidied(column, self._untidy.setdefault(name, Counter())) if name in _NAMES else column
 
 
+def open_manifest(path: Path) -> ForeignTable:
+    """A manifest file, whoever wrote it; raises InputError or ManifestError where it is none."""
+    stored = open_table(path, kind="manifest", newest_schema=SCHEMA, foreign=True)
+    return ForeignTable(**vars(stored))
+
+
+def read_fingerprint(path: Path) -> str:
+    """`Manifest.fingerprint` of a file, wherever its images are; raises as `open_manifest` does."""
+    stored = open_manifest(path)
+    columns = [*IDENTITY, *({"bits"} & set(stored.schema.names))]
+    return table_digest(pa.concat_tables(stored.parts(columns)))
+
+
 def tidied(column: pa.ChunkedArray, counts: Counter[str]) -> pa.ChunkedArray:
     """A column of text with every value tidy (nothing left: null); adds untidy value -> rows to `counts`."""
     distinct = column.unique()
-    untidy = distinct.filter(pc.fill_null(pc.match_substring_regex(distinct, _UNTIDY), False)).to_pylist()
+    untidy = distinct.filter(pc.match_substring_regex(distinct, _UNTIDY)).to_pylist()
     new = {value: tidy(value) or None for value in untidy if tidy(value) != value}
     if not new:
         return column
@@ -116,8 +128,7 @@ def as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
-    return any(test(kind) for test in (*tests, pa.types.is_large_binary, pa.types.is_binary_view))
+    return str(kind) in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

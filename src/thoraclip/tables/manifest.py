@@ -7,7 +7,7 @@ takes. `column`, `parts` and `paths` hold a Python object for each image: for se
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,53 +22,16 @@ from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean,
 from thoraclip.labels import LabelSet
 from thoraclip.ranges import BITS
 from thoraclip.spelling import require_distinct
-from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
-from thoraclip.tables.conditions import condition_truth
-from thoraclip.tables.filters import require_columns, rows_with
-from thoraclip.tables.foreign import ForeignTable
-from thoraclip.tables.store import joined, kept, open_table, require_place, slices, write_table
+from thoraclip.tables.codes import codes, conflicting, in_pieces, ranks
+from thoraclip.tables.columns import COLUMNS, OPTIONAL, SCHEMA, SPLITS, depths_of, table_digest
+from thoraclip.tables.conditions import condition_truth, require_columns, rows_with
+from thoraclip.tables.foreign import open_manifest, read_fingerprint
+from thoraclip.tables.store import joined, kept, require_place, slices, write_table
 
 __all__ = [
-    "COLUMNS",
-    "OPTIONAL",
-    "SPLITS",
-    "Manifest",
-    "depths_of",
-    "read_fingerprint",
-    "read_manifest",
-    "require_place",
+    "COLUMNS", "OPTIONAL", "SPLITS", "Manifest", "depths_of", "read_fingerprint", "read_manifest", "require_place",
     "write_manifest",
-]
-
-_SCHEMA = 1
-SPLITS = ("train", "val", "test")
-_REMEDY = "add to thoraclip index: {} (or name the classes of a study or method: classes = [...])"
-_IDENTITY = ("image_id", "sha256", "label", "split", "fold", "patient")
-
-COLUMNS: Mapping[str, pa.DataType] = {
-    "image_id": pa.string(),
-    "path": pa.string(),
-    "sha256": pa.string(),
-    "phash": pa.string(),
-    "label": pa.string(),
-    "split": pa.string(),
-    "fold": pa.int32(),
-    "patient": pa.string(),
-    "source": pa.string(),
-    "view": pa.string(),
-    "sex": pa.string(),
-    "age_years": pa.float32(),
-    "lung_mask": pa.string(),
-    "infection_mask": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "mode": pa.string(),
-    "format": pa.string(),
-}
-"""The columns of every manifest and their types; paths are relative to the manifest's root. Extra columns are kept."""
-OPTIONAL: Mapping[str, pa.DataType] = {"bits": pa.int32(), "image_remarks": pa.string()}
-"""Columns that stand behind those where an image has a value: depth by which samples of 16 bits are scaled; what was
-remarked on the file when it was decoded, sentences joined by `; `."""
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,10 +71,8 @@ class Manifest:
         rank = ranks(ids)
         repeated = np.bincount(rank) > 1
         if repeated.any():
-            first = ids[int(np.argmax(repeated[rank]))].as_py()
-            raise ManifestError(
-                f"manifest: image_id '{first}' is repeated ({repeated.sum()} such ids); every image has one of its own"
-            )
+            said = f"image_id '{ids[int(np.argmax(repeated[rank]))]}' is repeated ({repeated.sum()} such ids)"
+            raise ManifestError(f"manifest: {said}; every image has one of its own")
         for split in sorted(self.values("split").unique().drop_null().to_pylist()):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
@@ -121,10 +82,8 @@ class Manifest:
         for column in () if self.may_leak else ("split", "fold"):
             shared = self.table["patient"].filter(pa.array(self.conflicting(column)))
             if len(shared):
-                raise LeakError(
-                    f"manifest: patient '{pc.min(shared).as_py()}' stands in two {column}s "
-                    f"({pc.count_distinct(shared).as_py()} such patients); split again by patient: thoraclip split"
-                )
+                said = f"patient '{pc.min(shared)}' stands in two {column}s ({pc.count_distinct(shared)} such patients)"
+                raise LeakError(f"manifest: {said}; split again by patient: thoraclip split")
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path, *, may_leak: bool = False) -> Manifest:
@@ -149,12 +108,12 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
-        return _digest(self.table, _IDENTITY)
+        return table_digest(self.table)
 
     @property
     def content_fingerprint(self) -> str:
         """SHA-256 over ids, picture contents and depths alone: what an embedding depends on."""
-        return _digest(self.table, ("image_id", "sha256"))
+        return table_digest(self.table, ("image_id", "sha256"))
 
     @property
     def bits(self) -> list[int | None]:
@@ -168,15 +127,13 @@ class Manifest:
         return max(counted, key=lambda bits: (counted[bits], bits), default=None)
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
-        """The classes as given, or the sorted labels.
-
-        Raises ManifestError where a given class has no image, or a label is another; or where none are given and two
-        may be one class.
-        """
+        """The classes as given, or the sorted labels; raises ManifestError where a given class has no image, or a label
+        is another; or where none are given and two may be one class."""
         counted = {label: images for (label,), images in self.tally("label") if label is not None}
         held = sorted(counted)
         if not classes:
-            require_distinct(counted, str(self.file or "manifest"), kept=self.apart, remedy=_REMEDY)
+            remedy = "add to thoraclip index: {} (or name the classes of a study or method: classes = [...])"
+            require_distinct(counted, str(self.file or "manifest"), kept=self.apart, remedy=remedy)
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
@@ -217,12 +174,10 @@ class Manifest:
         """What stands here of an image and its copies, by the SHA-256 of their bytes; raises ManifestError where that
         cannot be known, since it is not among those that have one, and others have none."""
         hashes = self.values("sha256")
-        rows: list[dict[str, Any]] = self.table.filter(pc.fill_null(pc.equal(hashes, sha256), False)).to_pylist()
+        rows: list[dict[str, Any]] = self.table.filter(pc.equal(hashes, sha256)).to_pylist()
         if hashes.null_count and not rows:
-            raise ManifestError(
-                f"{self.file or 'manifest'}: {hashes.null_count} images have no sha256, by which an image is known; "
-                "index the folder again: thoraclip index"
-            )
+            said = f"{hashes.null_count} images have no sha256, by which an image is known"
+            raise ManifestError(f"{self.file or 'manifest'}: {said}; index the folder again: thoraclip index")
         return rows
 
     def lung_mask_of(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
@@ -268,13 +223,12 @@ class Manifest:
         if not count:
             raise ManifestError(f"manifest: no image is left by --where '{where}'; ask for less")
         done = {"where": where, "images": len(self), "unknown": truth.null_count, "kept": count}
-        table = joined(kept(slices(self.table), pc.fill_null(truth, False)))
         selections = (*self.selections, {**done, "manifest": self.fingerprint})
-        return replace(self, table=table, file=None, selections=selections)
+        return replace(self, table=joined(kept(slices(self.table), truth)), file=None, selections=selections)
 
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
-        columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
+        columns = {name: self.table[name] for name in self.table.column_names}
         for name, column in values.items():
             kind = COLUMNS.get(name) or OPTIONAL.get(name, pa.string())
             columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
@@ -293,37 +247,23 @@ class Manifest:
 
     def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
         """Patients with more than one known value of `split`, `fold` or `label` -> those values; both sorted."""
-        table = self.table.select(["patient", column]).filter(pa.array(self.conflicting(column)))
-        values: dict[str, set[str]] = {}
-        for patient, value in zip(table["patient"].to_pylist(), table[column].to_pylist(), strict=True):
-            values.setdefault(patient, set()).add(str(value))
+        values = defaultdict[str, set[str]](set)
+        for row in self.table.select(["patient", column]).filter(pa.array(self.conflicting(column))).to_pylist():
+            values[row["patient"]].add(str(row[column]))
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
-
-
-def depths_of(table: pa.Table) -> list[int | None]:
-    """`Manifest.bits` of any table; manifests of earlier versions have no such column, or one with text of a CSV."""
-    column = table["bits"] if "bits" in table.column_names else None
-    if column is None or not pa.types.is_integer(column.type):
-        return [None] * len(table)
-    return [bits or None for bits in column.to_pylist()]
 
 
 def write_manifest(path: Path | str, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     path = Path(path)
     require_place(path, "manifest")
-    meta: dict[str, object] = {"root": str(manifest.root.resolve())}
-    if manifest.selections:
-        meta["selections"] = [dict(done) for done in manifest.selections]
-    if manifest.apart:
-        meta["apart"] = list(manifest.apart)
-    write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta=meta)
+    lists = {"selections": [dict(done) for done in manifest.selections], "apart": list(manifest.apart)}
+    meta = {"root": str(manifest.root.resolve()), **{name: held for name, held in lists.items() if held}}
+    write_table(path, manifest.table, kind="manifest", schema=SCHEMA, meta=meta)
 
 
 def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
-    """Read a manifest.
-
-    Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
+    """Read a manifest; pictures are looked for under the root stored in it, or, where that is gone, beside it.
 
     Args:
         may_leak: see `Manifest`.
@@ -335,49 +275,26 @@ def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[st
     """
     path = Path(path)
     if path.suffix == ".csv":
-        raise InputError(
-            f"{path}: a CSV table is no manifest yet; make one: thoraclip index ROOT --csv {path.name} --out FILE"
-        )
-    stored = _open(path)
+        remedy = f"make one: thoraclip index ROOT --csv {path.name} --out FILE"
+        raise InputError(f"{path}: a CSV table is no manifest yet; {remedy}")
+    stored = open_manifest(path)
     roots = (Path(str(stored.meta.get("root", "."))), path.resolve().parent)
     try:
         require_columns(where or (), stored.schema.names)
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
-        root = next((root for root in roots if _holds_image(root, table)), None)
-        held: Mapping[str, Any] = stored.meta
-        kept_in_file = {name: tuple(held.get(name) or ()) for name in ("selections", "apart")}
+        root = next((root for root in roots if _holds_image(root, table["path"])), None)
+        held: Any = {name: tuple(stored.meta.get(name) or ()) for name in ("selections", "apart")}
         file, notes = None if where else path, tuple(stored.notes)
-        manifest = Manifest(table, root or roots[0], may_leak, file, notes=notes, **kept_in_file)
+        manifest = Manifest(table, root or roots[0], may_leak, file, notes=notes, **held)
     except ManifestError as error:
         raise type(error)(named(path, error)) from error
     if root is None:
-        raise InputError(
-            f"{path}: its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest; "
-            "put them back, or index the folder again: thoraclip index"
-        )
+        said = f"its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest"
+        raise InputError(f"{path}: {said}; put them back, or index the folder again: thoraclip index")
     return manifest
 
 
-def _open(path: Path) -> ForeignTable:
-    """A manifest file, whoever wrote it, with our columns and types; raises as `read_manifest` does."""
-    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA, foreign=True)
-    return ForeignTable(path, stored.schema, stored.rows, stored.meta, stored.is_foreign, COLUMNS)
-
-
-def read_fingerprint(path: Path) -> str:
-    """`Manifest.fingerprint` of a file, wherever its images are; raises InputError or ManifestError where it holds no
-    manifest."""
-    stored = _open(path)
-    columns = [*_IDENTITY, *(name for name in ("bits",) if name in stored.schema.names)]
-    return _digest(pa.concat_tables(stored.parts(columns)), _IDENTITY)
-
-
-def _digest(table: pa.Table, names: Sequence[str]) -> str:
-    """SHA-256 over some columns, and over the depths where any image has one."""
-    return columns_digest(table[name] for name in (*names, *(["bits"] if any(depths_of(table)) else [])))
-
-
-def _holds_image(root: Path, table: pa.Table) -> bool:
-    pieces = in_pieces(table["path"].drop_null())  # almost always the first path is there; 5 times as fast as Path
+def _holds_image(root: Path, paths: pa.ChunkedArray) -> bool:
+    pieces = in_pieces(paths.drop_null())  # almost always the first path is there; 5 times as fast as Path
     return any(os.path.exists(os.path.join(root, path)) for piece in pieces for path in piece)  # noqa: PTH110, PTH118

@@ -20,7 +20,7 @@ from thoraclip.runs import atomic_open, fold_file
 from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.spreadsheets import MARK, protect
 from thoraclip.tables.foreign import as_type
-from thoraclip.tables.store import open_table, require_rows, write_table
+from thoraclip.tables.store import open_table, require_rows, require_table, write_table
 
 __all__ = ["VALIDATION", "Predictions", "read_predictions", "read_validation", "write_predictions"]
 
@@ -91,9 +91,8 @@ class Predictions:
         in_test = np.array([s == "test" or not has_split for s in self.split], dtype=bool)
         rows = np.flatnonzero(in_test & (self.target >= 0))
         if not len(rows):
-            raise ManifestError(
-                "predictions: no labelled row in split 'test'; add labels, or leave the split column out"
-            )
+            remedy = "add labels, or leave the split column out"
+            raise ManifestError(f"predictions: no labelled row in split 'test'; {remedy}")
         return self.take(rows)
 
     def with_patients(self, patients: Mapping[str, str | None]) -> Predictions:
@@ -165,16 +164,11 @@ def read_predictions(path: Path | str) -> Predictions:
         if is_run and not (path / "done.json").is_file():
             raise InputError(f"{path}: its run has not ended; run the same command again, or name the file itself")
         path = path / "predictions.parquet"
-    if not path.is_file():
-        raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv), or a run folder")
-    if path.suffix == ".csv":
-        table = _read_csv(path)
-    elif path.suffix == ".parquet":
-        table = open_table(path, kind="predictions", newest_schema=_SCHEMA, foreign=True).read()
-    else:
-        raise InputError(f"{path}: predictions end in .parquet or .csv; rename or convert the file")
+    require_table(path, "predictions", ", or a run folder")
     try:
-        return _from_table(table)
+        if path.suffix == ".csv":
+            return _from_table(_read_csv(path))
+        return _from_table(open_table(path, kind="predictions", newest_schema=_SCHEMA, foreign=True).read())
     except ManifestError as error:
         raise ManifestError(named(path, error)) from error
 
@@ -206,9 +200,8 @@ def _score(cell: str | None, column: str, where: str) -> float:
         raise ManifestError(f"{where}: the row ends before column '{column}'; give a number for every class")
     value = number(cell)
     if value is None and cell.lower().lstrip("+-") not in (*UNKNOWN, "inf", "infinity"):
-        raise ManifestError(
-            f"{where}: column '{column}' holds a value that is not a number, '{cell}'; scores lie in [0, 1]"
-        )
+        said = f"column '{column}' holds a value that is not a number, '{cell}'"
+        raise ManifestError(f"{where}: {said}; scores lie in [0, 1]")
     return float("nan") if value is None else value
 
 
@@ -236,9 +229,8 @@ def _from_table(table: pa.Table) -> Predictions:
     missing = sorted({label for label in given if label is not None} - {*labels.names})
     if missing:
         like = next((f"write '{name}' there, or " for name in labels.names if loose(name) == loose(missing[0])), "")
-        raise ManifestError(
-            f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; {like}add it"
-        )
+        said = f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'"
+        raise ManifestError(f"{said}; {like}add it")
     scores = [_values(table, name, pa.float64(), "numbers in [0, 1]") for name in score_columns]
     n = table.num_rows
     if n == 0:

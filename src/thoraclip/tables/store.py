@@ -20,10 +20,13 @@ from thoraclip.documents import parse_json
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.ranges import require_path
 from thoraclip.runs import atomic_open, canonical_json
-from thoraclip.shapes import check, mapping, whole
+from thoraclip.shapes import check, whole
 from thoraclip.shapes import table as table_of
 
-__all__ = ["StoredTable", "joined", "kept", "open_table", "require_place", "require_rows", "slices", "write_table"]
+__all__ = [
+    "StoredTable", "joined", "kept", "open_table", "require_place", "require_rows", "require_table", "slices",
+    "write_table",
+]  # fmt: skip
 
 _KEY = b"thoraclip"
 _ROWS = 1 << 20  # that are worked on at once, and of a row group of a file
@@ -34,10 +37,17 @@ def require_place(path: Path, kind: str) -> None:
     kind too, or empty, as after a power cut."""
     if path.suffix != ".parquet":
         what = "a manifest is" if kind == "manifest" else f"{kind} are"
-        name = f"{path.stem or kind}.parquet"
-        raise InputError(f"{path}: {what} a Parquet file; name it {name}")
+        raise InputError(f"{path}: {what} a Parquet file; name it {path.stem or kind}.parquet")
     if path.is_file() and path.stat().st_size:
         open_table(path, kind=kind, newest_schema=sys.maxsize)
+
+
+def require_table(path: Path, kind: str, also: str = "") -> None:
+    """Raise InputError unless a file is there whose name ends in `.parquet` or `.csv`; `also`: what else may be."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such {kind} file; name an existing one (.parquet or .csv){also}")
+    if path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{path}: {kind} end in .parquet or .csv; rename or convert the file")
 
 
 def require_rows(kind: str, table: Any, columns: Sequence[str]) -> None:
@@ -89,7 +99,7 @@ class StoredTable:
     path: Path
     schema: pa.Schema
     rows: int  # their number
-    meta: Mapping[str, object]  # what the header holds beside kind and schema number
+    meta: Mapping[str, Any]  # what the header holds beside kind and schema number
     is_foreign: bool = False  # written by another program, without our header
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -138,13 +148,13 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
             raise pa.ArrowInvalid(f"column '{twice[0]}' stands there twice")
     written: dict[str, Any] = {"error": ManifestError, "remedy": "write it again"}
     header = parse_json((schema.metadata or {}).get(_KEY, b"{}"), path, **written)
-    check(header, mapping(lambda _: None), path, **written)
+    check(header, table_of(), path, **written)
     if foreign and not header:
         return StoredTable(path, schema, rows, {}, is_foreign=True)
     if header.get("kind") != kind:
         found = header.get("kind") or "a table that this package did not write"
         raise ManifestError(f"{path}: holds {found}, not {kind}; name a file of {kind}")
-    check(header, table_of(schema=whole(1), meta=mapping(lambda _: None)), path, **written)
+    check(header, table_of(schema=whole(1), meta=table_of()), path, **written)
     if header["schema"] > newest_schema:
         raise ManifestError(f"{path}: schema {header['schema']} is newer than {newest_schema}; upgrade thoraclip")
     return StoredTable(path, schema, rows, dict(header["meta"]))
