@@ -18,8 +18,8 @@ from tests.conftest import examples
 from tests.imaging.test_listing import counts
 from tests.imaging.test_names import FOREIGN, LITTER, READ
 
-from thoraclip.data.index import IndexResult, index, list_images, write_index_report
-from thoraclip.data.layouts import detect_layout, find_layout
+from thoraclip.data.index import IndexResult, index, write_index_report
+from thoraclip.data.layouts import detect_layout, find_layout, list_images
 from thoraclip.delimited import name_finder
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.imaging.listing import walk

@@ -188,8 +188,7 @@ def overlap(
     Returns:
         The content of `overlap.json`.
     """
-    from thoraclip.data.overlap import compare_manifests
-    from thoraclip.data.overlap.page import write_overlap
+    from thoraclip.data.overlap import compare_manifests, write_overlap
 
     manifests = read_images(a, may_leak=True), read_images(b, may_leak=True)
     content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=hooks(progress, None)[0])

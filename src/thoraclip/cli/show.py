@@ -119,7 +119,7 @@ def select(manifest: Manifest, given: Mapping[str, Any]) -> None:
 
 def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The labels of the shared images as a table on standard output, and the reading."""
-    from thoraclip.data.overlap.page import overlap_reading
+    from thoraclip.data.overlap import overlap_reading
 
     rows = [
         [*(row[side] or "unknown" for side in "ab"), f"{row['images']:,}", row["relation"].replace("open", "not known")]

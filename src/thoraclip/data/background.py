@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.appearance import WORKING_SIDE, Box, describe, find_marks
-from thoraclip.data.views import BORDER, CORNER, MARGIN
+from thoraclip.data.views import border, corners, with_margin
 from thoraclip.dtypes import Floats, Greys, Masks, Singles
 
 __all__ = ["BACKGROUND", "STROKES", "background_features", "edge_strokes", "file_features", "shown_features"]
@@ -66,11 +66,10 @@ def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
     Without `lungs`, bool[S, S], the middle of the image is left out instead.
     """
     if lungs is None:
-        down, across = (round(_CENTRE * side) for side in grey.shape)
         outside = np.ones(grey.shape, dtype=bool)
-        outside[down : grey.shape[0] - down, across : grey.shape[1] - across] = False
+        outside[tuple(slice(round(_CENTRE * side), side - round(_CENTRE * side)) for side in grey.shape)] = False
     else:
-        outside = ~ndimage.binary_dilation(lungs, iterations=max(1, round(MARGIN * min(grey.shape))))
+        outside = ~with_margin(lungs)
     values = grey.astype(np.float32)
     seen = values[outside] if outside.any() else values.ravel()
     levels = np.percentile(seen, _LEVELS)
@@ -78,9 +77,8 @@ def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
     scale = max(1, min(grey.shape) // (WORKING_SIDE // 4))
     if scale > 1:
         side = min(grey.shape) // scale
-        small = values[: side * scale, : side * scale].reshape(side, scale, side, scale)
-        where = np.asarray(outside[: side * scale, : side * scale].reshape(side, scale, side, scale).all(axis=(1, 3)))
-        grain.append(_noise(small.mean(axis=(1, 3)), where))
+        small, where = (a[: side * scale, : side * scale].reshape((side, scale) * 2) for a in (values, outside))
+        grain.append(_noise(small.mean(axis=(1, 3)), np.asarray(where.all(axis=(1, 3)))))
     return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
 
 
@@ -91,11 +89,7 @@ def edge_strokes(pixels: Greys) -> npt.NDArray[np.int8]:
     image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
     values = np.asarray(image, dtype=np.float32)
     local = values - ndimage.uniform_filter(values, _STROKE_REACH)
-    where = np.ones((side, side), dtype=bool)
-    edge, (height, width) = round(BORDER * side), (round(share * side) for share in CORNER)
-    where[edge:-edge, edge:-edge] = False
-    for down in (slice(height), slice(side - height, side)):
-        where[down, :width] = where[down, side - width :] = True
+    where = border(side, side) | corners(side, side)
     return np.asarray(np.clip(np.round(local[where]), -127, 127), dtype=np.int8)
 
 

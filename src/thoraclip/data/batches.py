@@ -24,16 +24,9 @@ from thoraclip.tables.manifest import Manifest, depths_of
 from thoraclip.threads import in_order
 
 __all__ = [
-    "PIXELS",
-    "decoded",
-    "grey_batches",
-    "in_batches",
-    "picture_loader",
-    "picture_source",
-    "pixel_cache",
-    "read_indexed",
-    "read_pixels",
-]
+    "PIXELS", "decoded", "grey_batches", "in_batches", "picture_loader", "picture_source", "pixel_cache",
+    "read_indexed", "read_pixels",
+]  # fmt: skip
 
 T = TypeVar("T")
 

@@ -42,8 +42,10 @@ class FactStore:
 
     def get(self, path: str, make: Callable[[Path], Facts], *, serves: Callable[[Facts], bool]) -> Facts:
         """Facts of a file below the root: the kept ones where it is unchanged and they serve, else what `make` says."""
-        stamp = _stamp(self._root / path)
-        if stamp is not None:
+        stamp = None
+        with suppress(OSError):
+            state = (self._root / path).stat()
+            stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
             self._asked.add(path)
         known = self._known.get(path)
         if known is not None and known[0] == stamp and serves(known[1]):
@@ -105,14 +107,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def _load(file: Path) -> dict[str, tuple[list[int], Facts]]:

@@ -8,36 +8,30 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
-from thoraclip.data.labelling import settle_labels
-from thoraclip.data.layouts import Listing, find_layout
-from thoraclip.data.layouts.listing import LeftOut, index_command
-from thoraclip.errors import ConfigError, ImageError, InputError, ManifestError, printable
+from thoraclip.data.labelling import require_classes, settle_labels
+from thoraclip.data.layouts import Listing, list_images
+from thoraclip.data.layouts.listing import LeftOut
+from thoraclip.errors import ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.imaging.depth import common_depth
 from thoraclip.pages import counted
 from thoraclip.runs import Progress, write_json
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
+from thoraclip.threads import in_order
 
-__all__ = [
-    "IndexResult",
-    "index",
-    "index_report",
-    "list_images",
-    "local_salt",
-    "pseudonym",
-    "salt_file",
-    "write_index_report",
-]
+__all__ = ["IndexResult", "index", "index_report", "local_salt", "pseudonym", "salt_file", "write_index_report"]
+
+Pseudonyms = Callable[[str], str]
 
 _BATCH = 64
 _OF_FACTS = ("salt", "stated_bits", "set_bits", "of_set")
@@ -98,10 +92,10 @@ def index(
     listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
     apart = settle_labels(listing, label_map, where=csv_file or root)
     if not one_class:
-        _require_classes(listing, csv_file or root)
-    rows = _read_all(store, listing, _Pseudonyms(salt), bits, progress)
+        require_classes(listing, csv_file or root)
+    rows = _read_all(store, listing, _pseudonyms(salt), bits, progress)
     files_read = store.read  # some are read once more
-    rows = _with_common_depths(store, listing, rows)
+    _give_common_depths(store, listing, rows)
     store.settle()
     if not rows:
         raise InputError(
@@ -123,47 +117,6 @@ def index(
         listing.notes.append(f"remarks on {counted(len(remarks), 'image')}, first {path}: {remark}")
     left_out: dict[str, Any] = {one.name: sorted(getattr(listing, one.name)) for one in fields(LeftOut)}
     return IndexResult(manifest=manifest, remarks=remarks, repeats=_repeats(rows), read=files_read, **left_out)
-
-
-def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
-    """The candidates of a layout, one or more; ConfigError for an unknown layout, InputError where there is none."""
-    find = find_layout(layout)
-    table, columns = options.get("csv_file"), options.get("columns") or {}
-    if layout != "csv" and table:
-        raise ConfigError(f"{table}: layout '{layout}' reads no table; use layout 'csv', or leave the table out")
-    if layout != "csv" and (named := [name for column, name in columns.items() if name and name != column]):
-        raise ConfigError(f"column '{named[0]}' is of a table, and none is given; give --csv FILE, or leave it out")
-    place = str(root.resolve())
-    if place.encode("utf-8", "replace") != os.fsencode(place):
-        raise InputError(f"{printable(place)}: a folder whose name is not UTF-8, and a manifest holds UTF-8; rename it")
-    listing = find(root, **options)
-    if listing.rows:
-        return listing
-    if listing.set_aside:
-        path, reason = listing.set_aside[0]
-        raise InputError(
-            f"{printable(root)}: no picture can be used, {len(listing.set_aside)} are set aside, first "
-            f"{printable(path)}: {reason}; give every class a sub-folder of its own, or a table of paths and labels: "
-            f"{index_command(root, '--csv', 'TABLE.csv')}"
-        )
-    raise InputError(
-        f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds {printable(listing.seen)}; "
-        f"name the images' folder: {index_command('FOLDER')}"
-    )
-
-
-def _require_classes(listing: Listing, where: Path) -> None:
-    """Raise ManifestError for fewer than two classes; the folders of a sole class folder may be meant."""
-    labels = {row["label"] for row in listing.rows} - {None}
-    if len(labels) > 1:
-        return
-    parts = [row["path"].split("/") for row in listing.rows]
-    inner = sorted({part[1] for part in parts if len(part) > 2})
-    remedy = "add labelled images of another"
-    if where == listing.root and len(inner) > 1 and len({part[0] for part in parts}) == 1:
-        remedy += f", or, if {', '.join(inner[:3])} are the classes: {index_command(where / parts[0][0])}"
-    what = f"the only class is '{labels.pop()}'" if labels else "no image has a label"
-    raise ManifestError(printable(f"{where}: {what}; a classifier needs two classes or more; {remedy}"))
 
 
 def salt_file() -> Path:
@@ -201,21 +154,19 @@ def pseudonym(patient_id: str, salt: bytes) -> str:
     return "dicom-" + hmac.new(salt, patient_id.encode(), hashlib.sha256).hexdigest()[:16]
 
 
-class _Pseudonyms:
+def _pseudonyms(salt: Path | None) -> Pseudonyms:
     """Patient id -> pseudonym; the secret is read at the first id. The pseudonym of "" tells which secret was used."""
+    lock, secret = threading.Lock(), cache(local_salt)
 
-    def __init__(self, salt: Path | None) -> None:
-        self._file, self._lock = salt, threading.Lock()
-        self._secret: bytes | None = None
+    def name(patient_id: str) -> str:
+        with lock:
+            return pseudonym(patient_id, secret(salt))
 
-    def __call__(self, patient_id: str) -> str:
-        with self._lock:
-            self._secret = self._secret or local_salt(self._file)
-        return pseudonym(patient_id, self._secret)
+    return name
 
 
 def _read_all(
-    store: FactStore, listing: Listing, pseudonyms: _Pseudonyms, bits: int | None, progress: Progress | None
+    store: FactStore, listing: Listing, pseudonyms: Pseudonyms, bits: int | None, progress: Progress | None
 ) -> list[dict[str, Any]]:
     """Rows of the readable pictures, which name who said their depth; the others are set aside in the listing."""
     paths = [str(row["path"]) for row in listing.rows]
@@ -241,8 +192,8 @@ def _read_all(
     return rows
 
 
-def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, where those whose depth is an estimate of their own have that of all such images of their source."""
+def _give_common_depths(store: FactStore, listing: Listing, rows: list[dict[str, Any]]) -> None:
+    """Give the rows whose depth is an estimate of their own that of all such images of their source."""
     groups: dict[str | None, list[dict[str, Any]]] = {}
     for row in rows:
         if row.pop("depth_origin", "") == "estimate":
@@ -252,22 +203,18 @@ def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         depth = common_depth(estimates)
         counts = ", ".join(f"{n} of {bits} bits" for bits, n in sorted(Counter(estimates).items()))
         others = [row for row in group if row["bits"] != depth]
-        for first, batch in in_batches(partial(_at_depth, store, others, depth), len(others), batch_size=_BATCH):
-            for row, facts in zip(others[first : first + len(batch)], batch, strict=True):
-                row.update(facts)
+        for row, facts in zip(others, in_order(partial(_at_depth, store, depth), others), strict=True):
+            row.update(facts)
         of = f"of source '{source}' " if source else ""
         listing.notes.append(
             f"{counted(len(group), 'image')} of 16 bits {of}without a stated depth: {depth} bits are taken, by an "
-            f"estimate from all of them ({counts}); "
-            "state another with --bits"
+            f"estimate from all of them ({counts}); state another with --bits"
         )
-    return rows
 
 
-def _at_depth(store: FactStore, rows: Sequence[Mapping[str, Any]], depth: int, row: int) -> dict[str, Any]:
+def _at_depth(store: FactStore, depth: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """What changes of an image's facts where it has the depth of its set; it was readable a moment ago."""
-    path = rows[row]["path"]
-    known = store.get(path, lambda _: {}, serves=lambda _: True)
+    known = store.get(row["path"], lambda _: {}, serves=lambda _: True)
 
     def make(file: Path) -> dict[str, Any]:
         radiograph = decode(file, of_set=depth)
@@ -275,11 +222,11 @@ def _at_depth(store: FactStore, rows: Sequence[Mapping[str, Any]], depth: int, r
         remarks = "; ".join(radiograph.remarks) or None
         return known | {"set_bits": depth, "of_set": changed | {"image_remarks": remarks}}
 
-    facts = store.get(path, make, serves=lambda kept: kept.get("set_bits") == depth)
+    facts = store.get(row["path"], make, serves=lambda kept: kept.get("set_bits") == depth)
     return dict(facts["of_set"])
 
 
-def _read(path: Path, pseudonyms: _Pseudonyms, bits: int | None) -> dict[str, Any]:
+def _read(path: Path, pseudonyms: Pseudonyms, bits: int | None) -> dict[str, Any]:
     """Facts of one picture, or the reason why it cannot be used."""
     try:
         data = read_bytes(path)

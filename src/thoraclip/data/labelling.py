@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
-from thoraclip.data.layouts.listing import Listing
+from thoraclip.data.layouts.listing import Listing, index_command
 from thoraclip.delimited import NO_CLASS
-from thoraclip.errors import ManifestError
+from thoraclip.errors import ManifestError, printable
 from thoraclip.spelling import LabelMap, require_distinct, tidy, tidy_note
 from thoraclip.tables.manifest import SPLITS
 
-__all__ = ["settle_labels"]
+__all__ = ["require_classes", "settle_labels"]
 
 
 def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where: object = "") -> tuple[str, ...]:
@@ -46,21 +47,25 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where:
                 f"images unlabelled by --label-map '{label}='"
             )
     require_distinct(counts, str(where or listing.root), kept=rename.kept)
-    listing.notes += _without_training(listing)
+    pairs = {(row["label"], row["split"]) for row in listing.rows if row["label"] and row.get("split")}
+    trained = {label for label, split in pairs if split == "train"}
+    listing.notes += [
+        f"class '{label}' has images in {' and '.join(s for s in SPLITS if (label, s) in pairs)} and none in train; "
+        "split again before training: thoraclip split"
+        for label in (sorted({label for label, _ in pairs} - trained) if trained else ())
+    ]
     return rename.kept
 
 
-def _without_training(listing: Listing) -> list[str]:
-    """A note for each class that has images in some splits and none for training."""
-    splits: dict[str, set[str]] = {}
-    for row in listing.rows:
-        if row["label"] and row.get("split"):
-            splits.setdefault(row["label"], set()).add(row["split"])
-    if not any("train" in names for names in splits.values()):
-        return []
-    return [
-        f"class '{label}' has images in {' and '.join(s for s in SPLITS if s in names)} and none in train; split again "
-        "before training: thoraclip split"
-        for label, names in sorted(splits.items())
-        if "train" not in names
-    ]
+def require_classes(listing: Listing, where: Path) -> None:
+    """Raise ManifestError for fewer than two classes; the folders of a sole class folder may be meant."""
+    labels = {row["label"] for row in listing.rows} - {None}
+    if len(labels) > 1:
+        return
+    parts = [row["path"].split("/") for row in listing.rows]
+    inner = sorted({part[1] for part in parts if len(part) > 2})
+    remedy = "add labelled images of another"
+    if where == listing.root and len(inner) > 1 and len({part[0] for part in parts}) == 1:
+        remedy += f", or, if {', '.join(inner[:3])} are the classes: {index_command(where / parts[0][0])}"
+    what = f"the only class is '{labels.pop()}'" if labels else "no image has a label"
+    raise ManifestError(printable(f"{where}: {what}; a classifier needs two classes or more; {remedy}"))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.dtypes import Masks, Singles
-from thoraclip.errors import ImageError, first_line
+from thoraclip.errors import ImageError, first_line, named
 from thoraclip.imaging import MAX_PIXELS, Preprocess, fit, read_bytes
 from thoraclip.imaging.dicom import refuse_many_scans
 
@@ -62,7 +62,7 @@ def _read_values(path: Path) -> Singles:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         return np.asarray(np.asarray(image.convert("RGB")).max(axis=-1), np.float32)
     except ImageError as error:
-        raise ImageError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise ImageError(named(path, error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: the mask is no PNG or JPEG picture; save it as PNG") from error
     except Exception as error:  # Pillow raises many kinds on damaged files

@@ -19,15 +19,9 @@ from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
 
 __all__ = [
-    "assign_groups",
-    "draw_patients",
-    "hold_out",
-    "independent_groups",
-    "parse_fractions",
-    "patient_counts",
-    "split_folds",
-    "split_fractions",
-]
+    "assign_groups", "draw_patients", "hold_out", "independent_groups", "parse_fractions", "patient_counts",
+    "split_folds", "split_fractions",
+]  # fmt: skip
 
 
 _KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")  # what images share, in the order of the keys
@@ -137,8 +131,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> Ints:
     labels = manifest.label_set()
     targets, groups = manifest.targets(labels), independent_groups(manifest)
     counts = patient_counts(targets, groups, len(labels))
-    for index, name in enumerate(labels.names):
-        patients = counts[index]
+    for name, patients in zip(labels.names, counts, strict=True):
         if patients < len(weights):
             raise ManifestError(
                 f"class '{name}' has {patients} patients (or images of unknown patients) for {len(weights)} parts; "

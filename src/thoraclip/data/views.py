@@ -24,7 +24,10 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.dtypes import Greys, Ints, Masks, Singles
 
-__all__ = ["BORDER", "CORNER", "FEW", "FILLS", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
+__all__ = [
+    "BORDER", "CORNER", "FEW", "FILLS", "MARGIN", "VIEWS", "Scene", "View", "border", "continue_smoothly", "corners",
+    "make_view", "with_margin",
+]  # fmt: skip
 
 
 MARGIN = 0.03  # lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it
@@ -124,14 +127,13 @@ def _reduce(values: Singles) -> Singles:
     return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
 
 
-def _nothing(scene: Scene, rows: Ints) -> Masks:
-    return np.zeros((len(rows), *scene.greys.shape[1:]), dtype=bool)
+def with_margin(mask: Masks) -> Masks:
+    """bool[S, S]: lungs and a margin of `MARGIN` around them."""
+    return np.asarray(ndimage.binary_dilation(mask, iterations=max(1, round(MARGIN * min(mask.shape)))))
 
 
 def _lungs(scene: Scene, rows: Ints) -> Masks:
-    """The lungs and a margin around them."""
-    steps = max(1, round(MARGIN * scene.greys.shape[1]))
-    return np.stack([ndimage.binary_dilation(mask, iterations=steps) for mask in scene.lungs[rows]])
+    return np.stack([with_margin(mask) for mask in scene.lungs[rows]])
 
 
 def _box(scene: Scene, rows: Ints) -> Masks:
@@ -139,9 +141,8 @@ def _box(scene: Scene, rows: Ints) -> Masks:
     lungs = _lungs(scene, rows)
     boxes = np.zeros_like(lungs)
     for box, mask in zip(boxes, lungs, strict=True):
-        down, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(down):
-            box[down[0] : down[-1] + 1, across[0] : across[-1] + 1] = True
+        for window in ndimage.find_objects(mask.astype(np.int8)):  # of all its pixels: one, or none
+            box[window] = True
     return boxes
 
 
@@ -149,20 +150,29 @@ def _all_but_lungs(scene: Scene, rows: Ints) -> Masks:
     return ~scene.lungs[rows]
 
 
-def _border(scene: Scene, rows: Ints) -> Masks:
-    height, width = scene.greys.shape[1:]
+def border(height: int, width: int) -> Masks:
+    """bool[height, width]: the ring that is `BORDER` wide."""
     down, across = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     ring = np.ones((height, width), dtype=bool)
     ring[down:-down, across:-across] = False
-    return np.broadcast_to(ring, (len(rows), height, width))
+    return ring
 
 
-def _corners(scene: Scene, rows: Ints) -> Masks:
-    height, width = scene.greys.shape[1:]
+def corners(height: int, width: int) -> Masks:
+    """bool[height, width]: the four corners, of the size of `CORNER`."""
     down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
     mask = np.ones((height, width), dtype=bool)
     mask[down:-down] = mask[:, across:-across] = False
-    return np.broadcast_to(mask, (len(rows), height, width))
+    return mask
+
+
+def _same(mask: Callable[[int, int], Masks], scene: Scene, rows: Ints) -> Masks:
+    """One region for all images."""
+    return np.broadcast_to(mask(*scene.greys.shape[1:]), (len(rows), *scene.greys.shape[1:]))
+
+
+_EDGES = {"border": partial(_same, border), "corners": partial(_same, corners)}
+_nothing = partial(_same, lambda *shape: np.zeros(shape, dtype=bool))
 
 
 def _as_much_at_random(like: Callable[[Scene, Ints], Masks], scene: Scene, rows: Ints) -> Masks:
@@ -202,43 +212,34 @@ VIEWS: Mapping[str, View] = {
         before="",
         refits="no",
     ),
-    "border-removed": _everywhere(
-        "the border, in place of as many pixels at random, replaced by a smooth continuation",
-        _border,
-        "blur",
-        finds="the border",
-        before="border-at-random",
-    ),
-    "corners-removed": _everywhere(
-        "the corners, in place of as many pixels at random, replaced by a smooth continuation",
-        _corners,
-        "blur",
-        finds="the corners",
-        before="corners-at-random",
-    ),
+    **{
+        f"{name}-removed": _everywhere(
+            f"the {name}, in place of as many pixels at random, replaced by a smooth continuation",
+            region,
+            "blur",
+            finds=f"the {name}",
+            before=f"{name}-at-random",
+        )
+        for name, region in _EDGES.items()
+    },
     "border-only": _everywhere(
         "all but the border replaced",
-        lambda scene, rows: ~_border(scene, rows),
+        partial(_same, lambda *shape: ~border(*shape)),
         "plain-in-turn",
         finds="the border",
         is_alone=True,
     ),
     "random-removed": _rest(
-        "as many pixels as the lungs have, at random, replaced",
-        partial(_as_much_at_random, _lungs),
-        "in-turn",
+        "as many pixels as the lungs have, at random, replaced", partial(_as_much_at_random, _lungs), "in-turn"
     ),
-    "border-at-random": _rest(
-        "as many pixels as the border has, at random, replaced by a smooth continuation",
-        partial(_as_much_at_random, _border),
-        "blur",
-        needs_lungs=False,
-    ),
-    "corners-at-random": _rest(
-        "as many pixels as the corners have, at random, replaced by a smooth continuation",
-        partial(_as_much_at_random, _corners),
-        "blur",
-        needs_lungs=False,
-    ),
+    **{
+        f"{name}-at-random": _rest(
+            f"as many pixels as the {name} {verb}, at random, replaced by a smooth continuation",
+            partial(_as_much_at_random, _EDGES[name]),
+            "blur",
+            needs_lungs=False,
+        )
+        for name, verb in (("border", "has"), ("corners", "have"))
+    },
 }
 """Name -> view, in the order in which they are made."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from thoraclip.config import Settings, build_config
-from thoraclip.data.index import index, list_images, write_index_report
+from thoraclip.data.index import index, write_index_report
 from thoraclip.data.labelling import settle_labels
-from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout
+from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout, list_images
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.runs import Progress
 from thoraclip.spelling import LabelMap

@@ -33,12 +33,10 @@ _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
 
 def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
     """`size`, `mode` and `format` -> class -> value -> images, the commonest first."""
-    images: Counter[str] = Counter()
-    for (label,), n in manifest.tally("label"):
-        images[label or "unknown"] += n
+    images = {label: sum(row) for label, row in manifest.counts()[1].items()}
     tallies: dict[str, dict[str, dict[str, int]]] = {}
     for name, columns in (("size", ("width", "height")), ("mode", ("mode",)), ("format", ("format",))):
-        table: dict[str, Counter[str]] = {label: Counter() for label in sorted(images)}
+        table: dict[str, Counter[str]] = {label: Counter() for label in images}
         for (label, *values), n in manifest.tally("label", *columns, most=_MOST):
             table[label or "unknown"][" x ".join(map(str, values)) if name == "size" else values[0] or "unknown"] += n
         tallies[name] = {label: dict(sorted(c.items(), key=lambda i: (-i[1], i[0]))) for label, c in table.items()}
@@ -53,9 +51,8 @@ def remarks(manifest: Manifest) -> list[dict[str, Any]]:
     if "image_remarks" not in manifest.table.column_names:
         return []
     names = ["image_id", "path", "image_remarks"]
-    known = manifest.table.select(names).filter(pc.is_valid(manifest.values("image_remarks")))
-    listed: list[dict[str, Any]] = known.slice(0, _MOST).rename_columns(["image_id", "path", "remark"]).to_pylist()
-    return listed
+    known = manifest.table.select(names).filter(pc.is_valid(manifest.values("image_remarks"))).slice(0, _MOST)
+    return list(known.rename_columns(["image_id", "path", "remark"]).to_pylist())
 
 
 def patients(manifest: Manifest) -> dict[str, Any]:
@@ -64,9 +61,11 @@ def patients(manifest: Manifest) -> dict[str, Any]:
     two: dict[str, list[dict[str, Any]]] = {"in_two_splits": [], "under_two_labels": []}
     in_all: Counter[str] = Counter()
     for name, column in (("in_two_splits", "split"), ("in_two_splits", "fold"), ("under_two_labels", "label")):
-        listed, number, images = _in_two(manifest, column)
-        two[name] += listed
-        in_all += Counter({name: number, f"images_{name}": images})
+        values = manifest.patients_in_two(column)
+        own = known.filter(pc.is_in(known, value_set=pa.array(values, pa.string())))
+        images = {count["values"]: count["counts"] for count in own.value_counts().to_pylist()}
+        two[name] += [{"patient": p, "values": [*values[p]], "images": images[p]} for p in islice(values, _MOST)]
+        in_all += Counter({name: len(values), f"images_{name}": len(own)})
     content = {"known": pc.count_distinct(known).as_py(), "images_of_unknown_patients": known.null_count, **two}
     content["dominating"] = _dominating(manifest)
     is_cut = any(len(listed) < in_all[name] for name, listed in two.items())
@@ -96,15 +95,6 @@ def _dominating(manifest: Manifest) -> list[dict[str, Any]]:
                 row = {"label": label, "part": split if fold is None else f"fold {fold}", "images": own, "of": every}
                 dominating.append({**row, "patient": patient, "of_patient": most})
     return dominating
-
-
-def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int, int]:
-    """Patients with more than one value of a column: the first of them, and how many there are, of how many images."""
-    two, known = manifest.patients_in_two(column), manifest.values("patient")
-    own = known.filter(pc.is_in(known, value_set=pa.array(two, pa.string())))
-    images = {count["values"]: count["counts"] for count in own.value_counts().to_pylist()}
-    listed = [{"patient": p, "values": list(two[p]), "images": images[p]} for p in islice(two, _MOST)]
-    return listed, len(two), len(own)
 
 
 def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
@@ -154,9 +144,8 @@ def duplicates(
     """
     ends = sorted({end for pair in pairs for end in (pair.first, pair.second)})
     own = {name: manifest.values(name).take(pa.array(ends, pa.int64())).to_pylist() for name in _SHOWN}
-    own["part"] = [
-        split if fold is None else f"fold {fold}" for split, fold in zip(own.pop("split"), own.pop("fold"), strict=True)
-    ]
+    parts = zip(own.pop("split"), own.pop("fold"), strict=True)
+    own["part"] = [split if fold is None else f"fold {fold}" for split, fold in parts]
     place = {end: number for number, end in enumerate(ends)}
 
     def entry(places: Sequence[int], **facts: Any) -> dict[str, Any]:
@@ -188,9 +177,8 @@ def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
     for label in sorted(set(labels.tolist())):
         own = is_read & (labels == label)
         hits, total = int((count[own] > 0).sum()), int(own.sum())
-        low, high = wilson(hits, total) if total else (None, None)
-        share = hits / total if total else None
-        per_class[label] = {"hits": hits, "of": total, "value": share, "low": low, "high": high}
+        value, low, high = (hits / total, *wilson(hits, total)) if total else (None, None, None)
+        per_class[label] = {"hits": hits, "of": total, "value": value, "low": low, "high": high}
     order = sorted(np.flatnonzero(is_read & (count > 0)).tolist(), key=lambda row: (-float(area[row]), ids[row]))
     listed = [{"image_id": ids[row], "marks": int(count[row]), "area": float(area[row])} for row in order]
     return {"per_class": per_class, "images": listed}

@@ -63,7 +63,7 @@ def label_errors(manifest: Manifest, tables: Sequence[Predictions], name: str) -
                 scores.setdefault(image, []).append(row)
                 if target >= 0:
                     then[image] = labels.names[target]
-    rows = [dict(zip(_FACTS, row, strict=True)) for row in zip(*map(manifest.column, _FACTS), strict=True)]
+    rows = manifest.table.select(_FACTS).to_pylist()
     judged = [row for row in rows if row["image_id"] in scores and row["label"] in labels.names]
     if not judged:
         other = "no prediction of a labelled image of this manifest; name a run on it"

@@ -93,9 +93,8 @@ def _framed(load: Callable[[str], Greys], image_id: str) -> Greys:
     width = max(1, min(image.size) // 120)
     draw = ImageDraw.Draw(image)
     for box in find_marks(pixels):
-        left, top = box.left - width, box.top - width
-        right, bottom = box.left + box.width + width, box.top + box.height + width
-        draw.rectangle((left, top, right, bottom), outline=_FRAME, width=width)
+        corner = (box.left + box.width + width, box.top + box.height + width)
+        draw.rectangle((box.left - width, box.top - width, *corner), outline=_FRAME, width=width)
     return np.asarray(image)
 
 

@@ -14,18 +14,9 @@ from thoraclip.data.duplicates.hamming import Hashes
 from thoraclip.dtypes import Floats, Greys, Ints, Masks, Singles
 
 __all__ = [
-    "MIRRORED",
-    "NEGATIVE",
-    "THUMBNAIL_SIDE",
-    "WARPS",
-    "confirm",
-    "half_detail",
-    "is_blank",
-    "near_hashes",
-    "squash",
-    "thumbnail",
-    "variants",
-]
+    "MIRRORED", "NEGATIVE", "THUMBNAIL_SIDE", "WARPS", "confirm", "half_detail", "is_blank", "near_hashes", "squash",
+    "thumbnail", "variants",
+]  # fmt: skip
 
 Halves = npt.NDArray[np.float16]
 

@@ -87,16 +87,29 @@ def find_csv(
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
     table = read_delimited(csv_file)
     chosen = _chosen_columns(columns or {}, table)
-    paths, earlier, unclear = TablePaths(root), _Earlier(listing), defaultdict[str, list[str]](list)
+    paths, unclear = TablePaths(root), defaultdict[str, list[str]](list)
+    earlier: dict[str, tuple[int, dict[str, Any]]] = {}
+    patients: dict[str, tuple[str, int]] = {}
     for record in table:
         row = _row(listing, record, chosen, paths, unclear)
-        if row is not None and not earlier.has(row, record):
-            listing.rows.append(row)
-    if not earlier.lines and not listing.set_aside:
+        if row is None:
+            continue
+        if repeated := _repeated(row, record, earlier):
+            listing.notes.append(f"{record.where}: repeats line {repeated}; read once")
+            continue
+        if patient := row.get("patient"):
+            written, line = patients.setdefault(loose(patient), (patient, record.line))
+            if written != patient:
+                raise ManifestError(
+                    f"{record.where}: patient '{patient}' may be patient '{written}' of line {line}; write one patient "
+                    "in one way, and two in ways that differ by more"
+                )
+        listing.rows.append(row)
+    if not earlier and not listing.set_aside:
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
     classes = {row["label"]: row["path"] for row in reversed(listing.rows) if row["label"]}
     for label, path in classes.items():
-        line, _ = earlier.lines[f"path '{path}'"]
+        line, _ = earlier[f"path '{path}'"]
         listing.lines[path] = f"{csv_file}:{line}"
         parts = re.findall(r"[^|;,\[\]'\"]+", label)
         if "|" in label or (len(parts) > 1 and classes.keys() >= set(filter(None, map(tidy, parts)))):
@@ -109,37 +122,22 @@ def find_csv(
     return listing
 
 
-class _Earlier:
-    """The rows so far, by image and by file; and how patients are written."""
-
-    def __init__(self, listing: Listing) -> None:
-        self.lines: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._patients: dict[str, tuple[str, int]] = {}
-        self._listing = listing
-
-    def has(self, row: dict[str, Any], record: Row) -> bool:
-        """Whether an equal row was there; raises ManifestError for one of the same image that differs."""
-        for key in dict.fromkeys((f"image_id '{row['image_id']}'", f"path '{row['path']}'")):
-            line, other = self.lines.setdefault(key, (record.line, row))
-            if line == record.line:
-                continue
-            if other == row:
-                self._listing.notes.append(f"{record.where}: repeats line {line}; read once")
-                return True
-            name = next(name for name in row if row[name] != other.get(name))
-            values = " and ".join(f"'{one[name]}'" if one.get(name) else "nothing" for one in (other, row))
-            raise ManifestError(
-                f"{record.where}: {key} is repeated: {name} is {values} in lines {line} and {record.line}; keep one "
-                "row for each image"
-            )
-        if patient := row.get("patient"):
-            written, line = self._patients.setdefault(loose(patient), (patient, record.line))
-            if written != patient:
-                raise ManifestError(
-                    f"{record.where}: patient '{patient}' may be patient '{written}' of line {line}; write one patient "
-                    "in one way, and two in ways that differ by more"
-                )
-        return False
+def _repeated(row: dict[str, Any], record: Row, earlier: dict[str, tuple[int, dict[str, Any]]]) -> int:
+    """The line of an equal row among the earlier ones (image or file -> line, row), which this one joins, else 0;
+    raises ManifestError where one of the same image differs."""
+    for key in dict.fromkeys((f"image_id '{row['image_id']}'", f"path '{row['path']}'")):
+        line, other = earlier.setdefault(key, (record.line, row))
+        if line == record.line:
+            continue
+        if other == row:
+            return line
+        name = next(name for name in row if row[name] != other.get(name))
+        values = " and ".join(f"'{one[name]}'" if one.get(name) else "nothing" for one in (other, row))
+        raise ManifestError(
+            f"{record.where}: {key} is repeated: {name} is {values} in lines {line} and {record.line}; keep one row "
+            "for each image"
+        )
+    return 0
 
 
 def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict[str, str]:
@@ -163,7 +161,7 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
 
 def _columns_note(chosen: Mapping[str, str], table: Delimited) -> list[str]:
     """A line that says which columns fill ours under another name, which are text alone, and what to type for those."""
-    taken = [f"{ours} from '{theirs}'" for ours, theirs in chosen.items() if ours != theirs]
+    taken = ", ".join(f"{ours} from '{theirs}'" for ours, theirs in chosen.items() if ours != theirs)
     kept = [name for name in table.header if name not in chosen.values()]
     options: dict[str, str] = {}
     for name in kept:
@@ -171,10 +169,9 @@ def _columns_note(chosen: Mapping[str, str], table: Delimited) -> list[str]:
         option = next((option for option, known in _LIKELY.items() if words & set(known.split())), None)
         if option and not {option, f"{option}_years"} & chosen.keys():
             options.setdefault(option, f"--{option}-column {shlex.quote(name)}")
-    said = [f"taken: {', '.join(taken)}"] if taken else []
-    if kept:
-        more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
-        said.append(f"kept as text: {', '.join(map(repr, kept[:_SHOWN]))}{more}")
+    more = f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else ""
+    said = [f"taken: {taken}"] if taken else []
+    said += [f"kept as text: {', '.join(map(repr, kept[:_SHOWN]))}{more}"] if kept else []
     said += [f"if they are meant, add {' '.join(options.values())}"] if options else []
     return [f"columns {'; '.join(said)}"] if said else []
 
@@ -235,7 +232,10 @@ def _row(
         unclear[f"age '{values['age_years']}' is not a number of years; taken as unknown"].append(where)
     for name in ("lung_mask", "infection_mask"):
         if row.get(name):
-            row[name] = _mask(listing, paths(row[name], where), where)
+            row[name] = paths(row[name], where)
+            if not (root / row[name]).is_file():
+                listing.notes.append(f"no mask: {row[name]} is missing ({where})")
+                row[name] = None
     return row
 
 
@@ -250,13 +250,6 @@ def _below(root: Path, path: str, where: str) -> str:
     if ".." in Path(path).parts:
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
     return Path(path).as_posix()
-
-
-def _mask(listing: Listing, path: str, where: str) -> str | None:
-    if (listing.root / path).is_file():
-        return path
-    listing.notes.append(f"no mask: {path} is missing ({where})")
-    return None
 
 
 def _known(name: str, value: str | None) -> str | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import posixpath
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from posixpath import basename, dirname
 
 from thoraclip.data.layouts.listing import Listing, folders_above, index_command, list_files, typed, utf8
 from thoraclip.errors import ManifestError, printable
@@ -23,21 +22,32 @@ def find_folders(root: Path, **_: object) -> Listing:
     """List class folders, with any folders below them; ManifestError for a class without image."""
     listing = Listing(root)
     found = list(list_files(listing))
-    inside = _sub_folders(found)
-    with_images = {posixpath.split(one.path)[0] for one in found if one.kind == IMAGES}
-    top = _wrapper(inside, with_images)
+    inside: dict[str, list[str]] = {"": []}  # folder -> the folders directly in it
+    for one in found:
+        if one.kind == FOLDER:
+            inside[one.path] = []
+            inside[dirname(one.path)].append(one.path)
+    with_images = {dirname(one.path) for one in found if one.kind == IMAGES}
+    top = ""
+    while top not in with_images and len(inside[top]) == 1:  # the classes may lie below sole folders
+        top = inside[top][0]
+    if top in with_images or not inside[top]:
+        top = ""
     if top:
-        _refuse_patients(root / top, [posixpath.split(folder)[1] for folder in inside[top]])
+        names = list(map(basename, inside[top]))
+        if all(any(c.isdecimal() for c in name) for name in names):
+            raise ManifestError(
+                f"{printable(root / top)}: classes or patients? It is the only folder, and its folders are numbered: "
+                f"{printable(', '.join(names[:3]))}, ...; for classes: {index_command(root / top)}; for patients, add "
+                "the folder of another class beside it"
+            )
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
-    splits = [folder for folder in inside[top] if split_name(posixpath.split(folder)[1])]
-    if len({split_name(posixpath.split(folder)[1]) for folder in splits}) < 2:
+    splits = _splits_of(inside[top])
+    if len(set(splits.values())) < 2:
         listing.notes += [f"class '{folder}' bears the name of a split, and no other folder does" for folder in splits]
-        splits = []
-    classes = {
-        folder: (posixpath.split(folder)[1], split_name(posixpath.split(s)[1])) for s in splits for folder in inside[s]
-    }
-    if not splits:
-        classes = {folder: (posixpath.split(folder)[1], None) for folder in inside[top]}
+        splits = {}
+    above: Mapping[str, str | None] = splits or {top: None}
+    classes = {folder: (basename(folder), split) for place, split in above.items() for folder in inside[place]}
     unknown = {folder: 0 for folder in inside[top] if splits and folder not in splits}
     below = {} if splits else _splits_below(listing, classes, inside, with_images)
     _note_inner_folders(listing, below or classes, inside)
@@ -46,12 +56,17 @@ def find_folders(root: Path, **_: object) -> Listing:
     return listing
 
 
+def _splits_of(folders: Iterable[str]) -> dict[str, str]:
+    """Folder -> split, of those that bear the name of one."""
+    return {folder: split for folder in folders if (split := split_name(basename(folder)))}
+
+
 def _splits_below(
     listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]], with_images: set[str]
 ) -> dict[str, str]:
     """Folder -> split, where all that lies in the classes are folders of splits; noted where only a part of it is."""
     inner = [folder for place in classes for folder in inside[place]]
-    splits = {folder: split for folder in inner if (split := split_name(posixpath.split(folder)[1]))}
+    splits = _splits_of(inner)
     others = [folder for folder in inner if folder not in splits]
     others += [place for place in classes if place in with_images or not inside[place]]
     if splits and others:
@@ -64,13 +79,9 @@ def _splits_below(
 
 
 def _sort_out(
-    listing: Listing,
-    found: Sequence[Found],
-    classes: _Classes,
-    below: Mapping[str, str],
-    unknown: dict[str, int],
+    listing: Listing, found: Sequence[Found], classes: _Classes, below: Mapping[str, str], unknown: dict[str, int]
 ) -> None:
-    images: Counter[str] = Counter()
+    filled = set()
     seen = {folder: Tally() for folder in ("", *classes)}
     for one in found:
         above = folders_above(one.path)
@@ -85,56 +96,25 @@ def _sort_out(
             label, split = classes[place]
             split = split or next((below[folder] for folder in above if folder in below), None)
             listing.rows.append({"image_id": one.path, "path": one.path, "label": label, "split": split})
-            images[place] += 1
+            filled.add(place)
         else:
             seen[place].add(one._replace(kind="images whose names are not UTF-8 (rename them, or their folder)"))
     for folder in classes:
-        if not images[folder]:
-            _refuse_empty(listing.root / folder, seen[folder])
-
-
-def _refuse_patients(folder: Path, names: Sequence[str]) -> None:
-    """Ask about a sole folder whose folders are all numbered, as patients are."""
-    if all(any(c.isdecimal() for c in name) for name in names):
-        raise ManifestError(
-            f"{printable(folder)}: classes or patients? It is the only folder, and its folders are numbered: "
-            f"{printable(', '.join(names[:3]))}, ...; for classes: {index_command(folder)}; for patients, add the "
-            "folder of another class beside it"
-        )
+        if folder not in filled:
+            path = listing.root / folder
+            away = typed("mv", str(path), f"{path.parent}-{path.name}")
+            raise ManifestError(
+                f"{printable(path)}: class '{printable(path.name)}' holds no PNG, JPEG or DICOM picture; add some or "
+                f"remove it ({away}); it holds {printable(seen[folder])}"
+            )
 
 
 def _note_inner_folders(listing: Listing, classes: Collection[str], inside: Mapping[str, Sequence[str]]) -> None:
     """Ask about `site/class/...`, where every class holds the same folders, two or more."""
-    names = [{posixpath.split(folder)[1] for folder in inside[place]} for place in classes]
+    names = [set(map(basename, inside[place])) for place in classes]
     if len(names) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names):
         first = listing.root / next(iter(classes))
         listing.notes.append(
             f"every class holds the folders {', '.join(sorted(names[0]))}; if these are the classes, index each folder "
             f"above them ({index_command(first)}), or all by a table of paths and labels (--csv TABLE.csv)"
         )
-
-
-def _refuse_empty(folder: Path, seen: Tally) -> None:
-    away = typed("mv", str(folder), f"{folder.parent}-{folder.name}")
-    raise ManifestError(
-        f"{printable(folder)}: class '{printable(folder.name)}' holds no PNG, JPEG or DICOM picture; add some or "
-        f"remove it ({away}); it holds {printable(seen)}"
-    )
-
-
-def _sub_folders(found: Sequence[Found]) -> dict[str, list[str]]:
-    """Folder -> the folders directly in it; the root is ``."""
-    inside: dict[str, list[str]] = {"": []}
-    for one in found:
-        if one.kind == FOLDER:
-            inside[one.path] = []
-            inside[posixpath.split(one.path)[0]].append(one.path)
-    return inside
-
-
-def _wrapper(inside: Mapping[str, Sequence[str]], with_images: set[str]) -> str:
-    """The folder that holds the classes: the root, or the first folder with several below sole folders."""
-    at = ""
-    while at not in with_images and len(inside[at]) == 1:
-        at = inside[at][0]
-    return at if at not in with_images and len(inside[at]) > 1 else ""

@@ -1,25 +1,34 @@
-"""Images of one manifest that show the same picture as images of another one, or as each other."""
+"""Images of one manifest that show the same picture as images of another one, or as each other; `overlap.json`, and the
+page with the shared images side by side."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from thoraclip.data.batches import picture_loader
 from thoraclip.data.check.inspection import duplicate_pairs, file_contents, inspect
 from thoraclip.data.duplicates import clusters
-from thoraclip.runs import Progress, provenance
+from thoraclip.pages import counted, environment, picture_or_reason
+from thoraclip.runs import Progress, provenance, write_json, write_text, writes, written_together
 from thoraclip.spelling import LabelMap, loose
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap"]
+__all__ = [
+    "COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap", "overlap_reading",
+    "write_overlap",
+]  # fmt: skip
 
 IDENTICAL, NEAR, COPIES, UNREADABLE = "identical", "near", "copies", "unreadable"
 _SCHEMA = 1
 _MOST = 100
 """Copies of one image that are listed: a thousand black images in both manifests would be a million pairs."""
+_SHOWN, _SIDE = 200, 220
+"""Pairs that the page shows, and the longer side of a picture in pixels; `overlap.json` lists all."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,11 @@ def _overlap(
                     known = crossing[ours].get(theirs)
                     crossing[ours][theirs] = max(pair.correlation, known or 0.0)
     unreadable = dict(seen[0].unreadable) | {count + row: reason for row, reason in seen[1].unreadable.items()}
-    ranked = {row: _ranked(others) for row, others in crossing.items()}
+    ranked = {}
+    for row, others in crossing.items():  # those that only a chain links are left out where there are better ones
+        direct = [(other, value) for other, value in others.items() if value is not None]
+        ranked[row] = sorted(direct or others.items(), key=lambda other: (-(other[1] or 0.0), other[0]))
     return _Overlap(ranked, [*members.values()], contents, unreadable)
-
-
-def _ranked(others: Mapping[int, float | None]) -> list[tuple[int, float | None]]:
-    """Best first; those that only a chain links are left out where there are better ones."""
-    direct = {row: value for row, value in others.items() if value is not None}
-    return sorted((direct or others).items(), key=lambda other: (-(other[1] or 0.0), other[0]))
 
 
 def find_overlap(
@@ -147,7 +153,8 @@ def compare_manifests(
         for row, copies in sorted(shared.crossing.items())
         for other, correlation in copies[:_MOST]
     ]
-    unreadable = sorted(shared.unreadable.items())
+    distinct = {(pair["label_a"], pair["label_b"], pair["a"]) for pair in pairs}
+    images = Counter((ours, theirs) for ours, theirs, _ in distinct)
     return {
         "schema": _SCHEMA,
         "images": {"a": len(a), "b": len(b)},
@@ -155,18 +162,48 @@ def compare_manifests(
         "label_map": rename.renamed,
         "labels": [
             {"a": ours, "b": theirs, "images": count, "relation": relation(ours, theirs)}
-            for (ours, theirs), count in _images_by_labels(pairs)
+            for (ours, theirs), count in sorted(images.items(), key=lambda row: (-row[1], str(row[0])))
         ],
         "pairs": sorted(pairs, key=lambda pair: not pair["contradicts"]),
         "unreadable": [
-            {"manifest": "ab"[row >= count], "path": paths[row], "reason": reason} for row, reason in unreadable
+            {"manifest": "ab"[row >= count], "path": paths[row], "reason": reason}
+            for row, reason in sorted(shared.unreadable.items())
         ],
         "provenance": provenance(inputs={"a": a.fingerprint, "b": b.fingerprint}),
     }
 
 
-def _images_by_labels(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str | None, str | None], int]]:
-    """Each pair of labels and how many images of the first manifest have it, the commonest first."""
-    distinct = {(pair["label_a"], pair["label_b"], pair["a"]) for pair in pairs}
-    images = Counter((ours, theirs) for ours, theirs, _ in distinct)
-    return sorted(images.items(), key=lambda row: (-row[1], str(row[0])))
+@writes()
+def write_overlap(content: Mapping[str, Any], a: Manifest, b: Manifest, out: Path) -> None:
+    """Write `overlap.json`, and `overlap.html` drawn from it and from the images."""
+    loads = {name: (manifest.root, picture_loader(manifest)) for name, manifest in (("a", a), ("b", b))}
+    pairs = [
+        (pair, [picture_or_reason(partial(load, root / pair[name]), _SIDE) for name, (root, load) in loads.items()])
+        for pair in content["pairs"][:_SHOWN]
+    ]
+    context = {"title": "Overlap", "reading": overlap_reading(content), "overlap": content, "pairs": pairs}
+    page = environment("thoraclip.data.overlap", html=True).get_template("overlap.html.j2").render(context)
+    with written_together(out, "overlap"):
+        write_json(out / "overlap.json", dict(content))
+        write_text(out / "overlap.html", page)
+
+
+def overlap_reading(content: Mapping[str, Any]) -> list[str]:
+    """The result in sentences: how many images are shared, how many contradict, what the labels leave open."""
+    images, shared, pairs = content["images"], content["shared"], content["pairs"]
+    if not pairs:
+        return [f"No image of A ({images['a']:,}) is in B ({images['b']:,})."]
+    identical = len({pair["a"] for pair in pairs if pair["kind"] == "identical"})
+    sentences = [
+        f"{counted(shared['a'], 'image')} of A ({images['a']:,}) are in B ({images['b']:,}): "
+        f"{identical:,} as identical files, {shared['a'] - identical:,} as near copies."
+    ]
+    contradicting = len({pair["a"] for pair in pairs if pair["contradicts"]})
+    if contradicting:
+        sentences.append(f"The labels in A and B contradict each other for {counted(contradicting, 'image')} of A.")
+    unclear = [row for row in content["labels"] if row["relation"] == "open" and row["a"] and row["b"]]
+    if unclear:
+        named = ", ".join(f"'{row['a']}' and '{row['b']}'" for row in unclear[:3])
+        example = f'--label-map "{unclear[0]["a"]}={unclear[0]["b"]}"'
+        sentences.append(f"Whether {named} mean the same is not known; {example} says that they do.")
+    return sentences

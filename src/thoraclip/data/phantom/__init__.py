@@ -19,7 +19,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -43,6 +42,7 @@ from thoraclip.errors import ConfigError, InputError
 from thoraclip.ranges import PhantomCount, Range, Seed, Share, Side
 from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers, write_json, write_text
 from thoraclip.shapes import check, table, whole
+from thoraclip.threads import cores
 
 __all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
 
@@ -187,8 +187,8 @@ def write_phantoms(
     tasks = plan_phantoms(config)
     for folder in {(root / path).parent for task in tasks for paths in task.files().values() for path in paths}:
         remove_leftovers(folder)
-    count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
+    count = min(workers or (cores() if len(tasks) >= 64 else 1), len(chunks))
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         run: Callable[..., Iterable[Any]] = map

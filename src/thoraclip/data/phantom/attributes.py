@@ -15,17 +15,9 @@ import numpy as np
 from thoraclip.ranges import OneOf
 
 __all__ = [
-    "CLASSES",
-    "DEVICES",
-    "PLANTED",
-    "SHORTCUTS",
-    "Body",
-    "Pose",
-    "Shortcut",
-    "choose_attributes",
-    "describe",
+    "CLASSES", "DEVICES", "PLANTED", "SHORTCUTS", "Body", "Pose", "Shortcut", "choose_attributes", "describe",
     "shape_body",
-]
+]  # fmt: skip
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SHORTCUTS = ("marker", "border", "exposure", "device", "texture", "date")

@@ -88,7 +88,15 @@ def draw_phantom(
     attributes = choose_attributes(
         label, body, rng=rng, difficulty=difficulty, shortcut=shortcut, shortcut_strength=shortcut_strength
     )
-    pose = _choose_pose(attributes, rng)
+    pose = Pose(
+        rotation_degrees=attributes["rotation_degrees"],
+        turn=attributes["turn"],
+        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
+        shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
+        zoom=float(rng.uniform(0.90, 1.10)),
+        breath=0.035 * attributes["inspiration"],
+        supine=attributes["view"] == "AP",
+    )
     anatomy = draw_body(body, pose, size)
     opacity = np.zeros_like(anatomy.x)
     if label == "COVID-19":
@@ -110,19 +118,6 @@ def draw_phantom(
     draw_date(pixels, attributes.get("date", ""))
     lungs, lesion = (np.uint8(255) * inside for inside in (anatomy.field, anatomy.field & (opacity > NOTICEABLE)))
     return Phantom(pixels=pixels, lung_mask=lungs, infection_mask=lesion, label=label, attributes=attributes)
-
-
-def _choose_pose(attributes: dict[str, Any], rng: np.random.Generator) -> Pose:
-    """Turn the chosen attributes into the geometry of one exposure."""
-    return Pose(
-        rotation_degrees=attributes["rotation_degrees"],
-        turn=attributes["turn"],
-        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
-        shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
-        zoom=float(rng.uniform(0.90, 1.10)),
-        breath=0.035 * attributes["inspiration"],
-        supine=attributes["view"] == "AP",
-    )
 
 
 def cloud(size: int, rng: np.random.Generator, cells: tuple[int, ...] = (5, 11, 23, 47)) -> Floats:
