@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import torch
 
 from thoraclip.errors import ConfigError
@@ -164,7 +165,9 @@ def _train(training: FoldTraining[Config]) -> Sequence[Path]:
     def validate() -> None:
         values = _scored(step, training)
         if config.select == "probe":
-            values |= step.validate_probe(part.train, part.val, training.labels)
+            is_probe = isinstance(step, LabelStep) and step.head is None and config.class_weight == "none"
+            probed = values if is_probe else step.fit_head(part.train, part.val, training.labels)[1]
+            values["val_probe_macro_f1"] = probed["val_macro_f1"]
         values = steps.log_validation(values)
         if LOSSES[config.loss].has_bias and tuned.bias == 0:
             # before the first step: begin where the mean logit is zero, not deep in saturation
@@ -273,12 +276,14 @@ def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
     """The test and the validation rows with the adapter that was kept: zero-shot, or by its head."""
     config, part, context = training.config, training.part, training.context
     encoder = _encoder_config(config, training.folder)
+    rows = np.concatenate([part.test, part.val])
     if config.reads_texts:
-        scores = score_images(encoder, training.labels, load_prompts(config.prompts), context).scores
-        return scores[part.test], scores[part.val]
-    head, embedded = read_head(training.folder / _HEAD), context.embeddings(encoder, load_encoder(encoder))
-    features = embedded.pooled[embedded.rows_for(context.manifest)]
-    return head.predict(features[part.test]), head.predict(features[part.val])
+        scores = score_images(encoder, training.labels, load_prompts(config.prompts), context, rows).scores
+    else:
+        embedded = context.embeddings(encoder, load_encoder(encoder), rows)
+        features = embedded.pooled[embedded.rows_for(context.manifest.take(rows))]
+        scores = read_head(training.folder / _HEAD).predict(features)
+    return scores[: len(part.test)], scores[len(part.test) :]
 
 
 def _encoder_config(config: Config, folder: Path) -> EncoderConfig:

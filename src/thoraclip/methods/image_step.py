@@ -97,10 +97,6 @@ class ImageStep:
         target = torch.from_numpy(self.targets[batch.rows]).to(self.tuned.encoder.device)
         return target, None if self.weight is None else torch.from_numpy(self.weight).float().to(target.device)[target]
 
-    def validate_probe(self, train: Rows, rows: Rows, labels: LabelSet) -> dict[str, float]:
-        """Macro F1 of a linear probe that is fitted on the training images, the best of a few penalties."""
-        return {"val_probe_macro_f1": self.fit_head(train, rows, labels)[1]["val_macro_f1"]}
-
     def fit_head(
         self, train: Rows, rows: Rows, labels: LabelSet, *, weighting: str = "none"
     ) -> tuple[LinearHead, dict[str, float]]:

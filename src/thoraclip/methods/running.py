@@ -35,6 +35,8 @@ from thoraclip.runs import (
     writes,
     written_together,
 )
+from thoraclip.tables.arrays import is_valid
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 
@@ -70,13 +72,19 @@ class RunContext:
     log: Callable[[str], None] = lambda _: None  # gets a line of what the user should know
     # of all that the result of a fold depends on, so not of which folds are run; checkpoints and weights carry it
     fingerprint: str = ""
+    is_followed: bool = False  # a later run reads from `cache` what an encoder that this one trains makes of all images
 
-    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder) -> Embeddings:
-        """The features of all images; see `embed.cached_embeddings`."""
+    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder, rows: Rows | None = None) -> Embeddings:
+        """The features of all images, or of some rows where those of all are neither there nor read later; see
+        `embed.cached_embeddings`."""
         from thoraclip.methods.embed import cached_embeddings  # with torch
 
+        made = encoder.description, encoder.preprocess.as_dict()
+        folder, every = embeddings_folder(self.cache, *made), embeddings_fingerprint(self.manifest, *made)
+        if self.is_followed or is_valid(folder, EMBEDDINGS, every):
+            rows = None
         given: dict[str, Any] = {"pixels": self.pixels, "progress": self.progress, "announce": self.log}
-        return cached_embeddings(config, self.manifest, self.cache, encoder=encoder, **given)
+        return cached_embeddings(config, self.manifest, self.cache, rows=rows, encoder=encoder, **given)
 
     def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
@@ -149,6 +157,7 @@ def run_method(
     *,
     cache: Path | str | None = None,
     pixels: Path | str | None = None,
+    is_followed: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Predictions, Mapping[str, Any]] | None:
@@ -161,6 +170,7 @@ def run_method(
         out: the run folder.
         cache: folder for embeddings; inside `out` when not given.
         pixels: folder for decoded images; `None` keeps none.
+        is_followed: a later run with this cache uses the adapters of this one.
         progress: draws (done, total).
         announce: gets a line of what the user should know.
 
@@ -185,7 +195,7 @@ def run_method(
                 if re.fullmatch(r"validation(-fold-\d+)?\.parquet", stale.name):
                     remove_file(stale)
         embeddings = cache or out / "embeddings"
-        context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
+        context = RunContext(manifest, folder, embeddings, pixels, progress, announce, of_a_fold, is_followed)
         try:
             output: MethodOutput | None = import_module(method.module).run(config, context)
         except ThoraclipError:  # before the first result, as of damaged weights: nothing is left behind

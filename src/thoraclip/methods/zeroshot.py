@@ -17,7 +17,7 @@ from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, load_text_encoder
-from thoraclip.methods.parts import Part, parts
+from thoraclip.methods.parts import Part, Rows, parts
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
 from thoraclip.models.heads import LinearHead, log_loss, softmax
 from thoraclip.runs import digest
@@ -52,7 +52,7 @@ class Config(EncoderConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """Zero-shot scores of every image of a manifest by one encoder."""
+    """Zero-shot scores of N images by one encoder."""
 
     scores: npt.NDArray[np.float64]  # f64[N, C], rows sum to 1
     images: npt.NDArray[np.float64]  # f64[N, P], unit vectors
@@ -60,14 +60,17 @@ class Scored:
     logit_scale: float  # of the encoder
 
 
-def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
-    """Softmax over logit scale times cosine, for every image of the context's manifest."""
+def score_images(
+    config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext, rows: Rows | None = None
+) -> Scored:
+    """Softmax over logit scale times cosine, for some rows of the context's manifest, or all."""
     encoder = load_text_encoder(config, "zeroshot")
-    embedded = context.embeddings(config, encoder)
-    images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
+    embedded = context.embeddings(config, encoder, rows)
+    images = context.manifest if rows is None else context.manifest.take(rows)
+    unit = np.asarray(embedded.projected[embedded.rows_for(images)], dtype=np.float64)
     vectors = prompt_vectors(encoder, prompts, labels)
-    scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
-    return Scored(scores, images, vectors, encoder.logit_scale)
+    scores = softmax(encoder.logit_scale * unit @ class_vectors(vectors).T)
+    return Scored(scores, unit, vectors, encoder.logit_scale)
 
 
 def run(config: Config, context: RunContext) -> MethodOutput:

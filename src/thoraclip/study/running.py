@@ -193,7 +193,8 @@ def _run_entries(
         try:
             if method.after and method.after.name in errors:
                 raise InputError(f"its adapters are those of '{method.after.name}', which failed")
-            results.append(_run_entry(study, method))
+            is_followed = any(other.after and other.after.name == method.name for other in methods)
+            results.append(_run_entry(study, method, is_followed=is_followed))
         except ThoraclipError as error:
             study.log(f"{row} failed: {error}")
             errors[method.name] = error
@@ -202,7 +203,7 @@ def _run_entries(
     return results, errors
 
 
-def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
+def _run_entry(study: Study, method: MethodEntry, *, is_followed: bool) -> MethodResult:
     predictions: list[Predictions] = []
     validation: list[tuple[Predictions, ...]] = []
     details: Mapping[str, Any] = {}
@@ -215,6 +216,7 @@ def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
                 folder,
                 cache=study.out / "embeddings",
                 pixels=study.pixels,
+                is_followed=is_followed,
                 progress=study.progress,
                 announce=study.log,
             )
