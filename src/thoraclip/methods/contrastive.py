@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.methods import losses
 from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.image_step import ImageStep
-from thoraclip.methods.training.sampler import Batch, Rows
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
 from thoraclip.models.dual_encoder import DualEncoder
 
@@ -44,7 +44,7 @@ class PromptTexts:
     """
 
     texts: tuple[str, ...]  # U prompts, one class after the other
-    classes: Rows  # [U], the class of each prompt
+    classes: Ints  # [U], the class of each prompt
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[str]]) -> PromptTexts:
@@ -105,7 +105,7 @@ class ContrastiveStep(ImageStep):
         """The logit scale, which never exceeds its bound."""
         return {"logit_scale": self.tuned.clamp_scale(self.logit_scale_max)}
 
-    def texts_of(self, batch: Batch) -> tuple[Rows, Rows]:
+    def texts_of(self, batch: Batch) -> tuple[Ints, Ints]:
         """(i64[U] different texts of the batch, i64[B] which of them, or of the classes, each image has)."""
         if isinstance(self.texts, PromptTexts):
             return np.arange(len(self.texts.texts)), self.targets[batch.rows]
@@ -118,7 +118,7 @@ class ContrastiveStep(ImageStep):
         features = self._features_of(batch)
         return lambda rows: nn.functional.normalize(features(rows)[1].float(), dim=-1)
 
-    def _texts_of(self, batch: Batch, numbers: Rows) -> Callable[[Tensor], Tensor]:
+    def _texts_of(self, batch: Batch, numbers: Ints) -> Callable[[Tensor], Tensor]:
         """Rows of `numbers` -> unit vectors; a text's dropout mask is its own, wherever in the batch it stands."""
         key = torch.from_numpy(numbers).to(self.encoder.device)
 
@@ -131,7 +131,7 @@ class ContrastiveStep(ImageStep):
 
         return encode
 
-    def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
+    def _loss_of(self, batch: Batch, inverse: Ints) -> Callable[[Tensor, Tensor], Tensor]:
         device, chosen = self.encoder.device, losses.LOSSES[self.loss]
         target, weight = self._class_targets(batch)
         which = torch.from_numpy(inverse).to(device)
@@ -145,7 +145,7 @@ class ContrastiveStep(ImageStep):
 
         return loss
 
-    def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> npt.NDArray[np.float64]:
+    def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> Floats:
         """f64[C, P] of the prompts of each class, encoded once where the text side is not trained."""
         if self.tuned.trains_text or prompts not in self._kept_vectors:
             vectors = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
@@ -153,10 +153,10 @@ class ContrastiveStep(ImageStep):
         return self._kept_vectors[prompts]
 
     @cached_property
-    def _kept_vectors(self) -> dict[tuple[tuple[str, ...], ...], npt.NDArray[np.float64]]:
+    def _kept_vectors(self) -> dict[tuple[tuple[str, ...], ...], Floats]:
         return {}
 
-    def validate(self, rows: Rows, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
+    def validate(self, rows: Ints, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
         _, projected = self._encode(rows)
         vectors = self._class_vectors(tuple(map(tuple, prompts)))

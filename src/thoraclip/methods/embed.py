@@ -13,21 +13,11 @@ import torch
 
 from thoraclip.data.batches import picture_source
 from thoraclip.documents import kept_json
-from thoraclip.dtypes import Greys, Singles
+from thoraclip.dtypes import Greys, Ints, Singles
 from thoraclip.errors import MismatchError
 from thoraclip.imaging import Preprocess
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.methods.engines import (
-    Engine,
-    Features,
-    Pictures,
-    by_processes,
-    by_threads,
-    cut,
-    in_runtime,
-    measured,
-)
-from thoraclip.methods.parts import Rows
+from thoraclip.methods.engines import Engine, Features, Pictures, by_processes, by_threads, cut, in_runtime, measured
 from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.models.runtimes import RUNTIMES, TORCH, Choice, is_installed, require_runtime
@@ -57,7 +47,7 @@ def cached_embeddings(
     manifest: Manifest,
     cache: Path,
     *,
-    rows: Rows | None = None,
+    rows: Ints | None = None,
     encoder: VisionEncoder | None = None,
     pixels: Path | None = None,
     progress: Progress | None = None,
@@ -97,7 +87,7 @@ def embed(
     *,
     batch_size: int = 0,
     runtime: str = "auto",
-    rows: Rows | None = None,
+    rows: Ints | None = None,
     pixels: Path | None = None,
     engine: Engine | None = None,
     group: ProcessGroup | None = None,
@@ -169,7 +159,7 @@ def embed(
     return Embeddings(**vars(finished)) if finished else read_embeddings(out)
 
 
-def _pictures(manifest: Manifest, spec: Preprocess, rows: Rows | None, **given: Any) -> Pictures:
+def _pictures(manifest: Manifest, spec: Preprocess, rows: Ints | None, **given: Any) -> Pictures:
     """`picture_source` of some rows; a pixel cache is that of the whole manifest."""
     source = picture_source(manifest, spec, **given)
     if rows is None:

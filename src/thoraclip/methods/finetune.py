@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 
+from thoraclip.dtypes import Floats
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig, load_encoder
 from thoraclip.methods.label_step import LabelStep, TrainedHead
 from thoraclip.methods.losses import LOSSES
-from thoraclip.methods.running import MethodOutput, RunContext, Scores, require_classes
+from thoraclip.methods.running import MethodOutput, RunContext, require_classes
 from thoraclip.methods.tokens import make_cache, remove_tokens
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.settings import TrainingSettings
@@ -272,7 +273,7 @@ def _read_note(folder: Path) -> Mapping[str, Any]:
     return note.facts if note else {}
 
 
-def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
+def _score(training: FoldTraining[Config]) -> tuple[Floats, Floats]:
     """The test and the validation rows with the adapter that was kept: zero-shot, or by its head."""
     config, part, context = training.config, training.part, training.context
     encoder = _encoder_config(config, training.folder)

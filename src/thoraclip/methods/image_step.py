@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.methods.training.processes import ProcessGroup
-from thoraclip.methods.training.sampler import Batch, Rows
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.augment import AUGMENTATIONS, augment
@@ -36,10 +36,10 @@ class ImageStep:
     config: TrainingSettings
     loss: str  # a name in `LOSSES`
     tuned: TunableEncoder
-    greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
-    targets: Rows  # [N] classes, -1 where unknown
+    greys: Greys  # [N, S, S], the images of the manifest, on disk
+    targets: Ints  # [N] classes, -1 where unknown
     group: ProcessGroup
-    weight: npt.NDArray[np.float64] | None = None  # [C], of each class in the loss; `None` for equal ones
+    weight: Floats | None = None  # [C], of each class in the loss; `None` for equal ones
     tokens: TokenCache | None = None  # behind the frozen first blocks; `None` where the images are read
 
     @property
@@ -98,7 +98,7 @@ class ImageStep:
         return target, None if self.weight is None else torch.from_numpy(self.weight).float().to(target.device)[target]
 
     def fit_head(
-        self, train: Rows, rows: Rows, labels: LabelSet, *, weighting: str = "none"
+        self, train: Ints, rows: Ints, labels: LabelSet, *, weighting: str = "none"
     ) -> tuple[LinearHead, dict[str, float]]:
         """A linear head on the pooled features of the training images, and its scores on the validation images.
 
@@ -109,7 +109,7 @@ class ImageStep:
         found = [(head, self.judge_head(head, scored, rows)) for head in heads]
         return max(found, key=lambda one: one[1]["val_macro_f1"])
 
-    def judge_head(self, head: LinearHead, features: npt.NDArray[np.float32], rows: Rows) -> dict[str, float]:
+    def judge_head(self, head: LinearHead, features: Singles, rows: Ints) -> dict[str, float]:
         """Accuracy, macro F1 and log-loss of a head on the features of some images."""
         scores, target = head.predict(features), self.targets[rows]
         predicted = scores.argmax(axis=1)
@@ -119,7 +119,7 @@ class ImageStep:
             "val_log_loss": log_loss(scores, target),
         }
 
-    def _encode(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _encode(self, rows: Ints) -> tuple[Singles, Singles]:
         """(pooled, projected) of some images, each process encoding its share."""
         own, _ = self.group.own(len(rows))
         mine = rows[own.numpy()]

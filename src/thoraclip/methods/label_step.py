@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Ints
 from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.image_step import ImageStep
 from thoraclip.methods.losses import LOSSES, Pairs
-from thoraclip.methods.training.sampler import Batch, Rows
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.models.heads import LinearHead
 from thoraclip.models.lora import TunableEncoder
 
@@ -82,7 +83,7 @@ class LabelStep(ImageStep):
         own = {f"head.{name}": tensor for name, tensor in self.head.tensors.items()} if self.head else {}
         return {**self.parameters, **own}
 
-    def begin(self, train: Rows, rows: Rows, weighting: str) -> None:
+    def begin(self, train: Ints, rows: Ints, weighting: str) -> None:
         """Start the head as a linear probe of the untouched encoder (Kumar et al. 2022, arXiv:2202.10054)."""
         if self.head:
             self.head.copy(self.fit_head(train, rows, self.labels, weighting=weighting)[0])
@@ -110,7 +111,7 @@ class LabelStep(ImageStep):
         """Nothing more is measured."""
         return {}
 
-    def scoring_head(self, train: Rows, rows: Rows, weighting: str) -> tuple[LinearHead, dict[str, float]]:
+    def scoring_head(self, train: Ints, rows: Ints, weighting: str) -> tuple[LinearHead, dict[str, float]]:
         """The head that scores, as it was trained or fitted now, and its scores on the validation images."""
         if self.head is None:
             return self.fit_head(train, rows, self.labels, weighting=weighting)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError
-from thoraclip.methods.predictors import FinishedRun, Rows
+from thoraclip.methods.predictors import FinishedRun
 from thoraclip.models.classifiers import EncoderClassifier, Original
 from thoraclip.models.files import adapter_folders
 from thoraclip.models.heads import LinearHead, read_head
@@ -81,7 +82,7 @@ def chosen_fold(run: FinishedRun, fold: int | None) -> int | None:
     return run.folds[0]
 
 
-def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:
+def _others(manifest: Manifest, used: Ints, *, has_folds: bool) -> Ints:
     """i64 rows of labelled images that are not used, of any fold, or of split `train`."""
     known = np.array([label is not None for label in manifest.column("label")])
     part = manifest.column("fold") if has_folds else manifest.column("split")
@@ -91,8 +92,8 @@ def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:
 
 
 def _alike(
-    run: FinishedRun, own: object, judged: dict[int | None, Rows], chosen: int | None, left_out: Rows
-) -> Iterator[tuple[LinearHead, Rows]]:
+    run: FinishedRun, own: object, judged: dict[int | None, Ints], chosen: int | None, left_out: Ints
+) -> Iterator[tuple[LinearHead, Ints]]:
     """(head, rows that it held out) of the other folds, where the encoder is the same one for all."""
     if not isinstance(own, EncoderClassifier) or run.method.trains_adapters:
         return

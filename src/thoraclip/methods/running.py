@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.cards import data_facts
 from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
 from thoraclip.documents import LARGE, read_json
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.methods.parts import Part, Rows
+from thoraclip.methods.parts import Part
 from thoraclip.methods.tracking import send_run
 from thoraclip.runs import (
     Progress,
@@ -45,16 +45,7 @@ if TYPE_CHECKING:
     from thoraclip.models.vision_encoder import VisionEncoder
     from thoraclip.tables.embeddings import Embeddings
 
-__all__ = [
-    "MethodOutput",
-    "RunContext",
-    "is_done",
-    "pooled_predictions",
-    "require_classes",
-    "run_method",
-]
-
-Scores = npt.NDArray[np.float64]
+__all__ = ["MethodOutput", "RunContext", "is_done", "pooled_predictions", "require_classes", "run_method"]
 
 _SCHEMA, _FOLD_SCHEMA = 2, 1
 """Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
@@ -74,7 +65,7 @@ class RunContext:
     fingerprint: str = ""
     is_followed: bool = False  # a later run reads from `cache` what an encoder that this one trains makes of all images
 
-    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder, rows: Rows | None = None) -> Embeddings:
+    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder, rows: Ints | None = None) -> Embeddings:
         """The features of all images, or of some rows where those of all are neither there nor read later; see
         `embed.cached_embeddings`."""
         from thoraclip.methods.embed import cached_embeddings  # with torch
@@ -86,7 +77,7 @@ class RunContext:
         given: dict[str, Any] = {"pixels": self.pixels, "progress": self.progress, "announce": self.log}
         return cached_embeddings(config, self.manifest, self.cache, rows=rows, encoder=encoder, **given)
 
-    def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
+    def keep_validation(self, part: Part, labels: LabelSet, scores: Floats) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
 
         Args:
@@ -101,12 +92,12 @@ class RunContext:
         write_predictions(self.folder.file(fold_file(VALIDATION, part.fold)), table)
 
 
-def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
+def _pick(manifest: Manifest, name: str, rows: Ints) -> tuple[Any, ...]:
     column = manifest.column(name)
     return tuple(column[row] for row in rows)
 
 
-def _predictions(manifest: Manifest, labels: LabelSet, rows: Rows, scores: Scores, **parts: Any) -> Predictions:
+def _predictions(manifest: Manifest, labels: LabelSet, rows: Ints, scores: Floats, **parts: Any) -> Predictions:
     """The table of some rows of a manifest; `parts` are the columns `split` and `fold`."""
     image_id, patient = _pick(manifest, "image_id", rows), _pick(manifest, "patient", rows)
     return Predictions(labels, image_id, manifest.targets(labels)[rows], scores, patient=patient, **parts)
@@ -131,7 +122,7 @@ def require_classes(folder: Path, trained: LabelSet, manifest: LabelSet) -> None
 
 
 def pooled_predictions(
-    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[Scores]
+    manifest: Manifest, labels: LabelSet, rows: Sequence[Ints], scores: Sequence[Floats]
 ) -> Predictions:
     """A predictions table for some rows of a manifest, in its order; pooled folds are the test split.
 
