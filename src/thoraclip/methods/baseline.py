@@ -23,16 +23,15 @@ from thoraclip.dtypes import Floats, Greys, Ints
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
+from thoraclip.methods.image_step import augmented, validation_metrics
 from thoraclip.methods.network_scores import compute_of, scores_of
 from thoraclip.methods.running import MethodOutput, RunContext, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
-from thoraclip.methods.zeroshot import macro_f1
-from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
-from thoraclip.models.heads import class_weights, log_loss
+from thoraclip.models.heads import class_weights
 from thoraclip.models.network import recompute_layers
 from thoraclip.ranges import OneOf, Range, Weight
 from thoraclip.runs import fold_folder
@@ -230,12 +229,7 @@ class SupervisedStep:
         own, _ = group.own(len(rows))
         mine = torch.from_numpy(scores_of(self.backbone, self.greys, rows[own.numpy()])).float()
         scores = group.gather(mine.to(self.backbone.device), len(rows)).cpu().double().numpy()
-        target, predicted = self.training.targets[rows], scores.argmax(axis=1)
-        return {
-            "val_accuracy": float((target == predicted).mean()),
-            "val_macro_f1": macro_f1(target, predicted, len(self.backbone.labels)),
-            "val_log_loss": log_loss(scores, target),
-        }
+        return validation_metrics(scores, self.training.targets[rows])
 
     def _train_mode(self) -> None:
         """Dropout on and, unless frozen, batch normalisation by the batch; a frozen network stays as it scores."""
@@ -248,10 +242,7 @@ class SupervisedStep:
 
     def _pixels(self, batch: Batch, at: Ints) -> Tensor:
         """f32[b, 3, S, S] of some places of the batch, augmented by their samples."""
-        images = torch.from_numpy(np.array(self.greys[batch.rows[at]])).to(self.backbone.device)
-        if augmentation := AUGMENTATIONS[self.training.config.augmentation]:
-            samples, seed = batch.samples[at].tolist(), self.training.config.seed
-            images = augment(images, augmentation, seed=seed, step=batch.step, samples=samples)
+        images = augmented(self.greys, batch, at, self.training.config, self.backbone.device)
         return self.backbone.expand(images)
 
     def _soft_targets(self, rows: Ints) -> Tensor:

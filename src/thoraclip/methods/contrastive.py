@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.methods import losses
-from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.gradcache import Tower
 from thoraclip.methods.image_step import ImageStep
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
@@ -59,6 +59,7 @@ class ContrastiveStep(ImageStep):
 
     logit_scale_max: float  # upper bound of a trained logit scale
     texts: CaptionTexts | PromptTexts  # what stands beside the images
+    _kept: dict[tuple[tuple[str, ...], ...], Floats] = field(default_factory=dict, init=False)  # class vectors
 
     @property
     def encoder(self) -> DualEncoder:
@@ -95,11 +96,7 @@ class ContrastiveStep(ImageStep):
         numbers, inverse = self.texts_of(batch)
         vision = Tower(len(batch.rows), self._images_of(batch))
         text = Tower(len(numbers), self._texts_of(batch, numbers))
-        value = cached_backward(
-            (vision, text), self._loss_of(batch, inverse), chunk_size=self.config.chunk_size, processes=self.group
-        )
-        self._end_batch()
-        return float(value)
+        return self._backward((vision, text), self._loss_of(batch, inverse))
 
     def after_step(self) -> Mapping[str, float]:
         """The logit scale, which never exceeds its bound."""
@@ -147,14 +144,9 @@ class ContrastiveStep(ImageStep):
 
     def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> Floats:
         """f64[C, P] of the prompts of each class, encoded once where the text side is not trained."""
-        if self.tuned.trains_text or prompts not in self._kept_vectors:
-            vectors = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
-            self._kept_vectors[prompts] = vectors
-        return self._kept_vectors[prompts]
-
-    @cached_property
-    def _kept_vectors(self) -> dict[tuple[tuple[str, ...], ...], Floats]:
-        return {}
+        if self.tuned.trains_text or prompts not in self._kept:
+            self._kept[prompts] = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+        return self._kept[prompts]
 
     def validate(self, rows: Ints, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -87,20 +87,15 @@ class RunContext:
         """
         if len(np.intersect1d(part.train, part.val)):  # too few shots to hold any out
             return
-        split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
-        table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
+        count = len(part.val)
+        table = _predictions(self.manifest.take(part.val), labels, scores, ["val"] * count, [part.fold] * count)
         write_predictions(self.folder.file(fold_file(VALIDATION, part.fold)), table)
 
 
-def _pick(manifest: Manifest, name: str, rows: Ints) -> tuple[Any, ...]:
-    column = manifest.column(name)
-    return tuple(column[row] for row in rows)
-
-
-def _predictions(manifest: Manifest, labels: LabelSet, rows: Ints, scores: Floats, **parts: Any) -> Predictions:
-    """The table of some rows of a manifest; `parts` are the columns `split` and `fold`."""
-    image_id, patient = _pick(manifest, "image_id", rows), _pick(manifest, "patient", rows)
-    return Predictions(labels, image_id, manifest.targets(labels)[rows], scores, patient=patient, **parts)
+def _predictions(images: Manifest, labels: LabelSet, scores: Floats, split: Iterable[Any], fold: Any) -> Predictions:
+    image_id, patient = tuple(images.column("image_id")), tuple(images.column("patient"))
+    target = images.targets(labels)
+    return Predictions(labels, image_id, target, scores, split=tuple(split), fold=tuple(fold), patient=patient)
 
 
 @dataclass(frozen=True)
@@ -133,10 +128,10 @@ def pooled_predictions(
     """
     together = np.concatenate(rows)
     order = np.argsort(together, kind="stable")
-    together = together[order]
-    fold = _pick(manifest, "fold", together)
-    split = tuple("test" if f is not None else s for f, s in zip(fold, _pick(manifest, "split", together), strict=True))
-    return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
+    images = manifest.take(together[order])
+    fold = images.column("fold")
+    split = ("test" if f is not None else s for f, s in zip(fold, images.column("split"), strict=True))
+    return _predictions(images, labels, np.concatenate(scores)[order], split, fold)
 
 
 @writes(may_only_read=True)
@@ -199,22 +194,14 @@ def run_method(
                 write_json(folder.file("details.json"), output.details)
                 folder.write_metrics(output.metrics)
                 if method.is_trained:
-                    trained = TrainedRun(
-                        kind=kind,
-                        config=config,
-                        predictions=output.predictions,
-                        details=output.details,
-                        data=data_facts(manifest),
-                        images=manifest.root,
-                        provenance=facts,
-                    )
-                    write_model_card(out, trained)
+                    about: dict[str, Any] = {"data": data_facts(manifest), "images": manifest.root, "provenance": facts}
+                    made: dict[str, Any] = {"predictions": output.predictions, "details": output.details}
+                    write_model_card(out, TrainedRun(kind=kind, config=config, **made, **about))
                 folder.finish(fingerprint)
     if not is_main_process():
         return None
-    details = read_json(
-        folder.file("details.json"), remedy="remove done.json and run the same command again", limits=LARGE
-    )
+    remedy = "remove done.json and run the same command again"
+    details = read_json(folder.file("details.json"), remedy=remedy, limits=LARGE)
     predictions = read_predictions(folder.file("predictions.parquet"))
     if getattr(config, "trackers", ()):
         send_run(config, predictions, out, of_a_fold=of_a_fold, fingerprint=fingerprint, log=announce)

@@ -24,9 +24,11 @@ from torch import Tensor
 from thoraclip.dtypes import Greys, Ints, Singles
 from thoraclip.imaging import DECODING
 from thoraclip.methods.engines import cut
+from thoraclip.methods.image_step import augmented
 from thoraclip.methods.parts import Part
 from thoraclip.methods.training.folds import FoldTraining
-from thoraclip.models.augment import AUGMENTATIONS, augment, drawn_views
+from thoraclip.methods.training.sampler import Batch
+from thoraclip.models.augment import AUGMENTATIONS, drawn_views
 from thoraclip.models.lora import TunableEncoder
 from thoraclip.models.prefix import FrozenPrefix
 from thoraclip.models.vision_encoder import VisionEncoder, unit
@@ -162,10 +164,8 @@ def _filled(
         for batch in cut(len(rows), _BATCH, start=int(group.first(writer.rows if writer else 0))):
             some = rows[batch.start : batch.stop]
             own, _ = group.own(len(some))
-            mine = some[own.numpy()]
-            images = torch.from_numpy(np.array(greys[mine])).to(encoder.device)
-            if view and (chosen := AUGMENTATIONS[training.config.augmentation]):
-                images = augment(images, chosen, seed=training.config.seed, step=view, samples=mine.tolist())
+            settings = training.config if view else dataclasses.replace(training.config, augmentation="none")
+            images = augmented(greys, Batch(view, some, some), own.numpy(), settings, encoder.device)
             with encoder.autocast():
                 made = prefix.tokens(encoder.expand(images))
             whole = group.gather(made.float(), len(some)).cpu()

@@ -21,7 +21,7 @@ from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.running import run_method
 from thoraclip.methods.tokens import remove_tokens
-from thoraclip.methods.tracking import TrackedRun, results_of, send_results
+from thoraclip.methods.tracking import TrackedRun, results_of
 from thoraclip.runs import (
     Progress,
     canonical_json,
@@ -266,8 +266,7 @@ def _send_report(study: Study, report: Mapping[str, Any]) -> None:
     tracked = TrackedRun(trackers, out, fingerprint=digest([study.manifest.fingerprint, settings]), settings=settings)
     prefixes = {method.name: method.folder for method in study.methods} | {MAJORITY: MAJORITY}
     files = [out / "report.json", out / "report.html"]
-    sent = lambda: results_of(report, prefixes, out / "report.md", files)  # noqa: E731
-    send_results(tracked, file_sha256(files[0]), sent, study.log)
+    tracked.send(file_sha256(files[0]), lambda: results_of(report, prefixes, out / "report.md", files), study.log)
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:
