@@ -23,10 +23,11 @@ from thoraclip.dtypes import Floats, Greys, Ints
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
-from thoraclip.methods.image_step import augmented, validation_metrics
+from thoraclip.methods.image_step import validation_metrics
 from thoraclip.methods.network_scores import compute_of, scores_of
 from thoraclip.methods.running import MethodOutput, RunContext, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
+from thoraclip.methods.training.images import augmented
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.training.images import augmented
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import macro_f1
-from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.heads import LinearHead, fit_lbfgs, log_loss
 from thoraclip.models.lora import TunableEncoder
 
@@ -24,19 +24,10 @@ if TYPE_CHECKING:
     from thoraclip.labels import LabelSet
     from thoraclip.methods.tokens import TokenCache
 
-__all__ = ["ImageStep", "augmented", "validation_metrics"]
+__all__ = ["ImageStep", "validation_metrics"]
 
 _SCORING_BATCH = 64
 _PROBE_PENALTIES = (1.0, 0.1, 0.01)
-
-
-def augmented(greys: Greys, batch: Batch, at: Ints, config: TrainingSettings, device: torch.device) -> Tensor:
-    """u8[b, S, S] of the images at some places of a batch, augmented by their samples."""
-    images = torch.from_numpy(np.array(greys[batch.rows[at]])).to(device)
-    chosen = AUGMENTATIONS[config.augmentation]
-    if chosen is None:
-        return images
-    return augment(images, chosen, seed=config.seed, step=batch.step, samples=batch.samples[at].tolist())
 
 
 def validation_metrics(scores: Floats, target: Ints) -> dict[str, float]:

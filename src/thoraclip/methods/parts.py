@@ -53,8 +53,10 @@ def parts(
     for fold, train, val, test in _masks(manifest, targets, only):
         where = "" if fold is None else f" of fold {fold}"
         if isinstance(shots, int):
+            require_patients(labels, patient_counts(targets[train], groups[train], len(labels)), shots)
             own_seed = [seed] if fold is None else [seed, fold]
-            train, val = _drawn(targets, groups, train, labels, shots, own_seed), np.zeros_like(train)
+            train[train] = draw_patients(targets[train], groups[train], shots=shots, seed=own_seed)
+            val = np.zeros_like(train)
         if not val.any():
             pool = np.flatnonzero(train)
             own = hold_out(targets[pool], groups[pool], fraction=val_fraction, seed=seed)
@@ -109,14 +111,6 @@ def parts_of(config: Any, manifest: Manifest, labels: LabelSet) -> Iterator[Part
     """The parts on which a method of these settings trains, validates and tests; raises as `parts`."""
     given = {"val_fraction": config.val_fraction, "seed": config.seed, "only": config.only_folds}
     return parts(manifest, labels, **given, shots=config.shots)
-
-
-def _drawn(targets: Ints, groups: Ints, train: Masks, labels: LabelSet, shots: int, seed: Sequence[int]) -> Masks:
-    """bool[N]: the images of so many patients of each class among the training images."""
-    require_patients(labels, patient_counts(targets[train], groups[train], len(labels)), shots)
-    drawn = np.zeros_like(train)
-    drawn[train] = draw_patients(targets[train], groups[train], shots=shots, seed=seed)
-    return drawn
 
 
 def require_patients(labels: LabelSet, patients: Ints, shots: int) -> None:

@@ -209,11 +209,8 @@ def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Itera
 
 def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
     """The features of all images, and the classes' texts where the solver needs them."""
-    finished = None if config.reads_prompts else finished_embeddings(config)
-    if finished is not None:
-        return finished, None
     if not config.reads_prompts:
-        return context.embeddings(config, load_encoder(config)), None
+        return finished_embeddings(config) or context.embeddings(config, load_encoder(config)), None
     encoder = load_text_encoder(config, "probe")
     embedded = context.embeddings(config, encoder)
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))

@@ -70,10 +70,10 @@ class RunContext:
         `embed.cached_embeddings`."""
         from thoraclip.methods.embed import cached_embeddings  # with torch
 
-        made = encoder.description, encoder.preprocess.as_dict()
-        folder, every = embeddings_folder(self.cache, *made), embeddings_fingerprint(self.manifest, *made)
-        if self.is_followed or is_valid(folder, EMBEDDINGS, every):
-            rows = None
+        if rows is not None:
+            made = encoder.description, encoder.preprocess.as_dict()
+            folder, every = embeddings_folder(self.cache, *made), embeddings_fingerprint(self.manifest, *made)
+            rows = None if self.is_followed or is_valid(folder, EMBEDDINGS, every) else rows
         given: dict[str, Any] = {"pixels": self.pixels, "progress": self.progress, "announce": self.log}
         return cached_embeddings(config, self.manifest, self.cache, rows=rows, encoder=encoder, **given)
 

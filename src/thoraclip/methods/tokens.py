@@ -24,9 +24,9 @@ from torch import Tensor
 from thoraclip.dtypes import Greys, Ints, Singles
 from thoraclip.imaging import DECODING
 from thoraclip.methods.engines import cut
-from thoraclip.methods.image_step import augmented
 from thoraclip.methods.parts import Part
 from thoraclip.methods.training.folds import FoldTraining
+from thoraclip.methods.training.images import augmented
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.models.augment import AUGMENTATIONS, drawn_views
 from thoraclip.models.lora import TunableEncoder

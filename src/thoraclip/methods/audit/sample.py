@@ -152,6 +152,5 @@ def sample_images(sample: AuditSample, manifest: Manifest, spec: Preprocess, pix
     """u8[N, S, S] of the sample, out of the whole manifest's pixel cache where there is a folder for it."""
     if pixels is None:
         return np.concatenate([greys for _, greys in grey_batches(sample.manifest, spec, batch_size=256)])
-    row = {image: number for number, image in enumerate(manifest.column("image_id"))}
-    rows = np.array([row[image] for image in sample.manifest.column("image_id")], dtype=np.int64)
-    return np.array(pixel_cache(manifest, spec, pixels).arrays["pixels"][rows])
+    cached = pixel_cache(manifest, spec, pixels)
+    return np.array(cached.arrays["pixels"][cached.rows_for(sample.manifest)])
