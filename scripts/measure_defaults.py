@@ -74,7 +74,7 @@ def _measure(asked: argparse.Namespace, settings: Mapping[str, Any], images: int
     scores, seconds = [], []
     steps = max(1, images // settings["batch_size"])
     for seed in range(asked.seeds):
-        name = "-".join(f"{value}" for value in (*(settings[key] for key in START), images, seed))
+        name = "-".join(f"{value}" for value in (*(settings[key] for key in START), images, asked.validations, seed))
         folder, began = asked.out / name, time.process_time()
         given = {**settings, "steps": steps, "validate_every": max(1, steps // asked.validations), "seed": seed}
         if not (folder / "seconds.json").is_file():

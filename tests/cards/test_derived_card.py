@@ -37,8 +37,10 @@ def judged(images: Path, **given: Any) -> JudgedRun:
 
 def given(**more: Any) -> dict[str, Any]:
     prompts = {name: [f"a chest X-ray of {name}."] for name in HOSTILE}
-    texts = SimpleNamespace(padding="longest", length=77)
-    plain = SimpleNamespace(labels=LabelSet(HOSTILE), preprocess=Preprocess(), architecture="CLIPModel", texts=texts)
+    encoder = SimpleNamespace(architecture=SimpleNamespace(padding="longest"), text_length=77)
+    plain = SimpleNamespace(
+        labels=LabelSet(HOSTILE), preprocess=Preprocess(), architecture="CLIPModel", encoder=encoder
+    )
     facts = {"parity": PARITY, "plain": plain, "prompts": prompts, "adapter": "the adapter", "is_sigmoid": False}
     return facts | {"logit_tolerance": 1e-5, "grey_tolerance": 1.0} | more
 

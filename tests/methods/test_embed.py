@@ -169,6 +169,20 @@ def test_the_pixel_cache_changes_no_bit_and_what_is_made_is_told(own_manifest: M
     assert said == [f"embedding: {encoder.arithmetic}; batches of 6"] * 3, "not when they are read again"
 
 
+@pytest.mark.parametrize("pixels", [True, False])
+def test_some_rows_alone_are_encoded_from_the_pixel_cache_of_all(
+    pixels: bool, manifest: Manifest, tmp_path: Path
+) -> None:
+    encoder, rows = FakeEncoder(), np.array([7, 2, 20])
+    cache = tmp_path / "pixels" if pixels else None
+    some = embed(manifest, encoder, tmp_path / "some", batch_size=2, rows=rows, pixels=cache)
+    assert encoder.calls == [2, 1]
+    assert some.image_id == tuple(manifest.take(rows).column("image_id"))
+    every = embed(manifest, FakeEncoder(), tmp_path / "every", pixels=cache)
+    np.testing.assert_allclose(some.pooled, every.pooled[rows], rtol=1e-6)
+    assert cache is None or len(list(cache.iterdir())) == 1
+
+
 def test_named_embeddings_must_belong_to_encoder_precision_and_geometry(manifest: Manifest, tmp_path: Path) -> None:
     """With `auto` those of either precision do, whatever the device would choose."""
     for made in ("fp32", "bf16"):
@@ -204,7 +218,12 @@ def test_a_cache_has_a_folder_for_each_encoder_and_embeds_as_it_is_told(
     calls: list[Any] = []
     monkeypatch.setattr(module, "load_encoder", lambda config: FakeEncoder(weights=config.model))
     monkeypatch.setattr(module, "embed", lambda *given, **named: calls.append((given, named)))
-    named: dict[str, Any] = {"pixels": tmp_path / "p", "progress": lambda *_: None, "announce": lambda _: None}
+    named: dict[str, Any] = {
+        "rows": np.arange(2),
+        "pixels": tmp_path / "p",
+        "progress": lambda *_: None,
+        "announce": lambda _: None,
+    }
     for model in ("a", "b", "a"):
         cached_embeddings(EncoderConfig(model=model, batch_size=7, runtime="torch"), manifest, tmp_path / "c", **named)
     folders = [given[2] for given, _ in calls]

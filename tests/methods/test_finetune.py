@@ -30,6 +30,7 @@ from thoraclip.models.files import read_note
 from thoraclip.models.lora import LoraSettings, TunableEncoder
 from thoraclip.runs import Progress, file_sha256
 from thoraclip.tables.captions import Captions, write_captions
+from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
@@ -146,6 +147,28 @@ def test_a_split_is_trained_once_and_only_its_test_images_are_scored(
         assert set(note.facts[fact]) == {content[i] for i, s in split.items() if s == part}
 
 
+@pytest.mark.parametrize("loss", ["unicl", "supcon"])
+def test_only_images_that_are_scored_are_encoded_unless_a_later_run_reads_all(
+    loss: str, train: Train, model: str, split_manifest: Manifest, tmp_path: Path
+) -> None:
+    run, split = tmp_path / "run", split_manifest.by_id("split")
+
+    def encoded() -> set[str]:
+        (run / "done.json").unlink()
+        (folder,) = (run / "embeddings").iterdir()
+        return set(read_embeddings(folder).image_id)
+
+    alone, _ = train(steps=1, loss=loss)
+    assert encoded() == {image for image, part in split.items() if part != "train"}
+    config = config_of(model, steps=1, loss=loss)
+    followed, _ = run_method("finetune", config, split_manifest, run, is_followed=True)
+    assert encoded() == set(split)
+    again, _ = train(steps=1, loss=loss)
+    assert encoded() == set(split), "those of all are there, and read"
+    np.testing.assert_array_equal(again.scores, followed.scores)
+    np.testing.assert_allclose(again.scores, alone.scores, atol=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["siglip", "unicl"])
 def test_what_the_settings_say_is_what_is_trained_and_scored(
     loss: str, train: Train, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +208,7 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
     groups = optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0][: 1 + (loss == "siglip")]
     assert [p for group in groups for p in group["params"]] == list(tuned.parameters.values())
-    (((scored, _, prompts, _), _, _),) = seen["score_images"]
+    (((scored, _, prompts, *_), _, _),) = seen["score_images"]
     expected = EncoderConfig(model=model, adapter=str(tmp_path / "run" / "adapter"), geometry="crop", precision="fp32")
     assert (scored, prompts.name) == (expected, "reference")
     cosines = [row["val_mean_cosine"] for row in rows_of(tmp_path / "run") if "val_mean_cosine" in row]
@@ -276,12 +299,12 @@ def test_which_images_choose_and_by_what(
         asked.append(rows.tolist())
         return {"val_macro_f1": next(zero), "val_mean_cosine": 0.0}
 
-    def by_probe(self: ContrastiveStep, fitted: np.ndarray, rows: np.ndarray, labels: Any) -> dict[str, float]:
+    def by_probe(self: ContrastiveStep, fitted: np.ndarray, rows: np.ndarray, labels: Any) -> Any:
         asked.append((fitted.tolist(), rows.tolist()))
-        return {"val_probe_macro_f1": next(probe)}
+        return None, {"val_macro_f1": next(probe)}
 
     monkeypatch.setattr(ContrastiveStep, "validate", by_prompts)
-    monkeypatch.setattr(ContrastiveStep, "validate_probe", by_probe)
+    monkeypatch.setattr(ContrastiveStep, "fit_head", by_probe)
     _, details = train(select=select)
     assert details["chosen"][0]["step"] == {"probe": 2, "zeroshot": 0, "last": 4}[select]
     assert asked == ([val, (learnt, val)] if select == "probe" else [val]) * 3

@@ -280,7 +280,7 @@ class TestContrast:
             return [SimpleNamespace(predict=lambda x, a=a: a[row(x)]) for a in answers]
 
         monkeypatch.setattr(module, "fit_lbfgs", fit)
-        assert contrast.validate_probe(ROWS[4:8], rows, ("a", "b", "c")) == {"val_probe_macro_f1": 1.0}  # type: ignore[arg-type]
+        assert contrast.fit_head(ROWS[4:8], rows, ("a", "b", "c"))[1]["val_macro_f1"] == 1.0  # type: ignore[arg-type]
         ((features, targets, labels, given),) = fitted
         np.testing.assert_allclose(features, contrast._encode(ROWS[4:8])[0], atol=1e-5)
         assert (targets, labels) == (contrast.targets[4:8].tolist(), ("a", "b", "c"))

@@ -161,6 +161,31 @@ def test_a_run_is_scored_by_its_head_and_serves_as_an_adapter(
     assert run_method("probe", probe, manifest, tmp_path / "probe")[0].labels == labels
 
 
+@pytest.mark.parametrize(("loss", "class_weight", "fits"), [
+    ("supcon", "none", 3 + 1), ("supcon", "balanced", 2 * 3 + 1), ("cross_entropy", "none", 1 + 3),
+])  # fmt: skip
+def test_a_head_that_chooses_and_scores_is_fitted_once(
+    loss: str, class_weight: str, fits: int, work: Path, split_manifest: Manifest, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Three validations and the end; a head that is trained along, or weighted, is another one than the probe."""
+    fit, weightings = LabelStep.fit_head, list[str]()
+
+    def counted(self: LabelStep, *given: Any, weighting: str = "none") -> Any:
+        weightings.append(weighting)
+        return fit(self, *given, weighting=weighting)
+
+    monkeypatch.setattr(LabelStep, "fit_head", counted)
+    config = Config(model=str(work / "dinov2"), loss=loss, select="probe", class_weight=class_weight, **FEW)
+    run_method("finetune", config, split_manifest, tmp_path / "run")
+    assert len(weightings) == fits and weightings.count("none") >= 3
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "val_macro_f1" in row]
+    assert len(rows) == 3 and all("val_probe_macro_f1" in row for row in rows)
+    if fits == 4 and loss == "supcon":
+        assert all(row["val_probe_macro_f1"] == row["val_macro_f1"] for row in rows)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_killed_run_ends_with_the_same_bytes(loss: str, work: Path, split_manifest: Manifest, tmp_path: Path) -> None:
     config = Config(

@@ -184,7 +184,9 @@ def test_the_images_are_read_with_the_runs_folders_and_progress(
     given: dict[str, Any] = {"pixels": tmp_path / "px", "progress": lambda *_: None, "announce": print}
     with pytest.raises(AskedError):
         run_method(kind, config, manifest, tmp_path / "run", cache=tmp_path / "cache", **given)
-    assert asked == [((config, manifest, tmp_path / "cache"), given | {"encoder": ("the encoder of", config)})]
+    assert asked == [
+        ((config, manifest, tmp_path / "cache"), given | {"rows": None, "encoder": ("the encoder of", config)})
+    ]
 
 
 def test_finished_features_need_no_encoder_but_for_texts(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> None:

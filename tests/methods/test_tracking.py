@@ -20,7 +20,7 @@ from thoraclip.cards.model_card import judge_run
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, TrainingError
 from thoraclip.methods import tracking
-from thoraclip.methods.tracking import FILE, TRACKERS, Results, TrackedRun, require_trackers, results_of, send_results
+from thoraclip.methods.tracking import FILE, TRACKERS, Results, TrackedRun, require_trackers, results_of
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions
 
@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_in_the_same_one_and_results_are_sent_once(
         raise KeyboardInterrupt
     said: list[str] = []
     for _ in range(2):
-        send_results(tracked(tmp_path), "r", lambda: RESULTS, said.append)
+        tracked(tmp_path).send("r", lambda: RESULTS, said.append)
     settings = {"seed": 0, "rate": 0.5, "loss": "unicl", "folds": "(1, 2)"}
     table = ("results", ["method", "metric", "value", "low", "high"], [["run", "accuracy", 0.5, None, 1]])
     (name,) = runs
@@ -193,11 +193,11 @@ def test_an_interrupted_run_goes_on_in_the_same_one_and_results_are_sent_once(
         table,
         "finish",
     ]
-    send_results(tracked(tmp_path), "other results", lambda: RESULTS, said.append)
+    tracked(tmp_path).send("other results", lambda: RESULTS, said.append)
     assert len(runs) == 1 and runs[name].count(table) == 2 and said == []
     for other in (tracked(tmp_path, "g"), tracked(tmp_path, names=("wandb",) * 2)):
         with other:
-            assert other.sent is None
+            assert json.loads((tmp_path / FILE).read_text())["sent"] is None
     assert len(runs) == 3, "another result, or other trackers: another run"
     monkeypatch.setattr(StandIn, "fails", "log")
     with (
@@ -224,7 +224,7 @@ def test_a_tracker_that_fails_at_the_end_does_not_lose_the_run(
     said: list[str] = []
     for fails in ("log", "start", ""):
         monkeypatch.setattr(StandIn, "fails", fails)
-        send_results(tracked(tmp_path), "r", lambda: RESULTS, said.append)
+        tracked(tmp_path).send("r", lambda: RESULTS, said.append)
     assert ["no network" in said[0], "no account" in said[1], len(said)] == [True, True, 2]
     assert all("the same command tries again" in line for line in said)
     assert next(iter(runs.values())).count((None, {"test/accuracy": 0.5})) == 1

@@ -26,6 +26,7 @@ from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.study import plan_study, read_study, run_study
 from thoraclip.study.settings import study_notes
+from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import read_manifest
 
 STUDY = """
@@ -161,6 +162,37 @@ def test_what_is_counted_is_what_happens(study_file: Path, tmp_path: Path, monke
         spy = Spy(patch)
         run_study(config, methods, out, announce=spy.announce)
     assert summed(lost["runs"]) == spy.seen
+
+
+ALONE = """
+manifest = "m.parquet"
+resamples = 100
+audit = "none"
+only_folds = [2, 0]
+model = "clip"
+[[methods]]
+name = "LoRA"
+kind = "finetune"
+batch_size = 5
+chunk_size = 5
+steps = 1
+"""
+
+
+@pytest.mark.parametrize("follower", ["", 'then = "probe"'])
+@pytest.mark.usefixtures("undrawn", "untimed")
+def test_a_training_that_none_follows_encodes_what_it_scores(
+    follower: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_file.write_text(ALONE + follower)
+    config, methods = read_study(study_file, {})
+    planned = plan_study(config, methods, tmp_path / "out")
+    monkeypatch.setattr(Steps, "keep_best", lambda *_: None)
+    spy = Spy(monkeypatch)
+    assert not run_study(config, methods, tmp_path / "out", announce=spy.announce)["failed"]
+    assert summed(planned["runs"]) == spy.seen
+    for folder in (tmp_path / "out" / "embeddings").iterdir():
+        assert (len(read_embeddings(folder)) == 24) == bool(follower)
 
 
 @pytest.mark.usefixtures("untimed")

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, LeakError
 from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.parts import Part, Rows, require_folds
+from thoraclip.methods.parts import Part, require_folds
 from thoraclip.models.files import adapter_folders, read_note, require_adapter
 from thoraclip.tables.manifest import Manifest
 
@@ -40,7 +41,7 @@ def with_adapter(config: C, fold: int | None) -> C:
     return dataclasses.replace(config, adapter=str(chosen))
 
 
-def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Rows]]:
+def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Ints]]:
     """(config with one adapter, the rows that it scores): one pair, or one a fold where each fold has its own adapter.
 
     Raises:
@@ -64,7 +65,7 @@ def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Rows]]:
         yield chosen, rows
 
 
-def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> None:
+def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Ints) -> None:
     """Raise LeakError where the config's adapter was trained, or chosen, on one of the pictures that are to be judged.
 
     Images that are more than once in the manifest are passed over: where they are on both sides of its own split, the

@@ -16,24 +16,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Floats, Greys, Ints
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
+from thoraclip.methods.image_step import validation_metrics
 from thoraclip.methods.network_scores import compute_of, scores_of
-from thoraclip.methods.parts import Rows
-from thoraclip.methods.running import MethodOutput, RunContext, Scores, require_classes
+from thoraclip.methods.running import MethodOutput, RunContext, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
+from thoraclip.methods.training.images import augmented
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
-from thoraclip.methods.zeroshot import macro_f1
-from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
-from thoraclip.models.heads import class_weights, log_loss
+from thoraclip.models.heads import class_weights
 from thoraclip.models.network import recompute_layers
 from thoraclip.ranges import OneOf, Range, Weight
 from thoraclip.runs import fold_folder
@@ -157,7 +156,7 @@ def _read_note(folder: Path) -> Mapping[str, Any]:
     return read_trained_note(folder / "model")[2]
 
 
-def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
+def _score(training: FoldTraining[Config]) -> tuple[Floats, Floats]:
     """The test and the validation rows, by the weights that were kept."""
     folder, part = training.folder / "model", training.part
     backbone = load_trained(folder, precision=training.config.precision)
@@ -183,8 +182,8 @@ class SupervisedStep:
 
     training: FoldTraining[Config]
     backbone: Backbone
-    greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
-    weight: npt.NDArray[np.float64]  # [C], of each class in the loss
+    greys: Greys  # [N, S, S], the images of the manifest, on disk
+    weight: Floats  # [C], of each class in the loss
 
     @property
     def follows_batches(self) -> bool:
@@ -225,18 +224,13 @@ class SupervisedStep:
         """Nothing more is measured."""
         return {}
 
-    def validate(self, rows: Rows) -> dict[str, float]:
+    def validate(self, rows: Ints) -> dict[str, float]:
         """Accuracy, macro F1 and log-loss on the validation images, each process scoring its share."""
         group = self.training.group
         own, _ = group.own(len(rows))
         mine = torch.from_numpy(scores_of(self.backbone, self.greys, rows[own.numpy()])).float()
         scores = group.gather(mine.to(self.backbone.device), len(rows)).cpu().double().numpy()
-        target, predicted = self.training.targets[rows], scores.argmax(axis=1)
-        return {
-            "val_accuracy": float((target == predicted).mean()),
-            "val_macro_f1": macro_f1(target, predicted, len(self.backbone.labels)),
-            "val_log_loss": log_loss(scores, target),
-        }
+        return validation_metrics(scores, self.training.targets[rows])
 
     def _train_mode(self) -> None:
         """Dropout on and, unless frozen, batch normalisation by the batch; a frozen network stays as it scores."""
@@ -247,15 +241,12 @@ class SupervisedStep:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _pixels(self, batch: Batch, at: Rows) -> Tensor:
+    def _pixels(self, batch: Batch, at: Ints) -> Tensor:
         """f32[b, 3, S, S] of some places of the batch, augmented by their samples."""
-        images = torch.from_numpy(np.array(self.greys[batch.rows[at]])).to(self.backbone.device)
-        if augmentation := AUGMENTATIONS[self.training.config.augmentation]:
-            samples, seed = batch.samples[at].tolist(), self.training.config.seed
-            images = augment(images, augmentation, seed=seed, step=batch.step, samples=samples)
+        images = augmented(self.greys, batch, at, self.training.config, self.backbone.device)
         return self.backbone.expand(images)
 
-    def _soft_targets(self, rows: Rows) -> Tensor:
+    def _soft_targets(self, rows: Ints) -> Tensor:
         """f32[B, C]: 1 - e at the class and e / C everywhere (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
         classes, smooth = len(self.backbone.labels), self.training.config.label_smoothing
         hard = nn.functional.one_hot(torch.from_numpy(self.training.targets[rows]), classes).float()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.methods import losses
-from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.gradcache import Tower
 from thoraclip.methods.image_step import ImageStep
-from thoraclip.methods.training.sampler import Batch, Rows
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
 from thoraclip.models.dual_encoder import DualEncoder
 
@@ -44,7 +44,7 @@ class PromptTexts:
     """
 
     texts: tuple[str, ...]  # U prompts, one class after the other
-    classes: Rows  # [U], the class of each prompt
+    classes: Ints  # [U], the class of each prompt
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[str]]) -> PromptTexts:
@@ -59,6 +59,7 @@ class ContrastiveStep(ImageStep):
 
     logit_scale_max: float  # upper bound of a trained logit scale
     texts: CaptionTexts | PromptTexts  # what stands beside the images
+    _kept: dict[tuple[tuple[str, ...], ...], Floats] = field(default_factory=dict, init=False)  # class vectors
 
     @property
     def encoder(self) -> DualEncoder:
@@ -95,17 +96,13 @@ class ContrastiveStep(ImageStep):
         numbers, inverse = self.texts_of(batch)
         vision = Tower(len(batch.rows), self._images_of(batch))
         text = Tower(len(numbers), self._texts_of(batch, numbers))
-        value = cached_backward(
-            (vision, text), self._loss_of(batch, inverse), chunk_size=self.config.chunk_size, processes=self.group
-        )
-        self._end_batch()
-        return float(value)
+        return self._backward((vision, text), self._loss_of(batch, inverse))
 
     def after_step(self) -> Mapping[str, float]:
         """The logit scale, which never exceeds its bound."""
         return {"logit_scale": self.tuned.clamp_scale(self.logit_scale_max)}
 
-    def texts_of(self, batch: Batch) -> tuple[Rows, Rows]:
+    def texts_of(self, batch: Batch) -> tuple[Ints, Ints]:
         """(i64[U] different texts of the batch, i64[B] which of them, or of the classes, each image has)."""
         if isinstance(self.texts, PromptTexts):
             return np.arange(len(self.texts.texts)), self.targets[batch.rows]
@@ -118,7 +115,7 @@ class ContrastiveStep(ImageStep):
         features = self._features_of(batch)
         return lambda rows: nn.functional.normalize(features(rows)[1].float(), dim=-1)
 
-    def _texts_of(self, batch: Batch, numbers: Rows) -> Callable[[Tensor], Tensor]:
+    def _texts_of(self, batch: Batch, numbers: Ints) -> Callable[[Tensor], Tensor]:
         """Rows of `numbers` -> unit vectors; a text's dropout mask is its own, wherever in the batch it stands."""
         key = torch.from_numpy(numbers).to(self.encoder.device)
 
@@ -131,7 +128,7 @@ class ContrastiveStep(ImageStep):
 
         return encode
 
-    def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
+    def _loss_of(self, batch: Batch, inverse: Ints) -> Callable[[Tensor, Tensor], Tensor]:
         device, chosen = self.encoder.device, losses.LOSSES[self.loss]
         target, weight = self._class_targets(batch)
         which = torch.from_numpy(inverse).to(device)
@@ -145,18 +142,13 @@ class ContrastiveStep(ImageStep):
 
         return loss
 
-    def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> npt.NDArray[np.float64]:
+    def _class_vectors(self, prompts: tuple[tuple[str, ...], ...]) -> Floats:
         """f64[C, P] of the prompts of each class, encoded once where the text side is not trained."""
-        if self.tuned.trains_text or prompts not in self._kept_vectors:
-            vectors = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
-            self._kept_vectors[prompts] = vectors
-        return self._kept_vectors[prompts]
+        if self.tuned.trains_text or prompts not in self._kept:
+            self._kept[prompts] = class_vectors([self.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+        return self._kept[prompts]
 
-    @cached_property
-    def _kept_vectors(self) -> dict[tuple[tuple[str, ...], ...], npt.NDArray[np.float64]]:
-        return {}
-
-    def validate(self, rows: Rows, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
+    def validate(self, rows: Ints, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
         _, projected = self._encode(rows)
         vectors = self._class_vectors(tuple(map(tuple, prompts)))

@@ -13,19 +13,11 @@ import torch
 
 from thoraclip.data.batches import picture_source
 from thoraclip.documents import kept_json
-from thoraclip.dtypes import Greys, Singles
+from thoraclip.dtypes import Greys, Ints, Singles
 from thoraclip.errors import MismatchError
+from thoraclip.imaging import Preprocess
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.methods.engines import (
-    Engine,
-    Features,
-    Pictures,
-    by_processes,
-    by_threads,
-    cut,
-    in_runtime,
-    measured,
-)
+from thoraclip.methods.engines import Engine, Features, Pictures, by_processes, by_threads, cut, in_runtime, measured
 from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.models.runtimes import RUNTIMES, TORCH, Choice, is_installed, require_runtime
@@ -55,6 +47,7 @@ def cached_embeddings(
     manifest: Manifest,
     cache: Path,
     *,
+    rows: Ints | None = None,
     encoder: VisionEncoder | None = None,
     pixels: Path | None = None,
     progress: Progress | None = None,
@@ -68,7 +61,7 @@ def cached_embeddings(
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
         kept, size = embeddings_folder(cache, encoder.description, encoder.preprocess.as_dict()), config.batch_size
-        given: dict[str, Any] = {"pixels": pixels, "progress": progress, "announce": announce}
+        given: dict[str, Any] = {"rows": rows, "pixels": pixels, "progress": progress, "announce": announce}
         return embed(manifest, encoder, kept, batch_size=size, runtime=config.runtime, **given)
     finished = read_embeddings(Path(config.embeddings))
     expected = encoder.description
@@ -94,6 +87,7 @@ def embed(
     *,
     batch_size: int = 0,
     runtime: str = "auto",
+    rows: Ints | None = None,
     pixels: Path | None = None,
     engine: Engine | None = None,
     group: ProcessGroup | None = None,
@@ -113,6 +107,7 @@ def embed(
         out: the folder; see `tables.embeddings`.
         batch_size: images per forward pass; 0 as in `EncoderConfig`.
         runtime: as in `ModelConfig`; `auto` measures in a single process without an `engine`.
+        rows: i64 of the images that are encoded; `None` for all.
         pixels: folder of pixel caches; decoded pictures are kept there and read from there.
         engine: who encodes; `None` for the threads of this process, or of all processes of the group.
         group: the processes that share the work, of which the first one writes.
@@ -120,13 +115,15 @@ def embed(
         announce: told how the features are computed, where they are.
     """
     spec, size = encoder.preprocess, batch_size or usual_batch_size(encoder.device)
+    source = cache(partial(_pictures, manifest, spec, rows, pixels=pixels, progress=progress))
+    manifest = manifest if rows is None else manifest.take(rows)
     fingerprint = embeddings_fingerprint(manifest, encoder.description, spec.as_dict())
     agreed = group.first if group else float
     if agreed(is_valid(out, EMBEDDINGS, fingerprint)):
         return read_embeddings(out)
     if isinstance(encoder, FrozenEncoder):
         require_runtime(runtime, precision=encoder.precision, device=encoder.device.type)
-    total, pictures = len(manifest), cache(partial(picture_source, manifest, spec, pixels=pixels, progress=progress))
+    total = len(manifest)
     tokens = {name: digest([fingerprint, size, *([] if name == TORCH else [name])]) for name in (TORCH, *RUNTIMES)}
     choice, writer = Choice(TORCH if runtime == "auto" else runtime), None
     if group is None or group.is_main:
@@ -135,7 +132,7 @@ def embed(
         if begun_by:
             choice = _continued(begun_by, engine, announce)
         elif runtime == "auto" and engine is None and group is None and isinstance(encoder, FrozenEncoder):
-            choice = _measured(encoder, lambda rows: pictures()(rows), total, announce)
+            choice = _measured(encoder, lambda part: source()(part), total, announce)
         writer = ArrayWriter(out, EMBEDDINGS, total=total, token=tokens[begun_by or choice.name])
     name = list(tokens)[int(agreed(list(tokens).index(choice.name)))]
     begun = int(agreed(writer.rows if writer else 0))
@@ -144,7 +141,7 @@ def embed(
             is_here = engine is None and choice.compute is None
             encoder = in_runtime(encoder, name) if is_here else encoder.by_runtime(name, choice.compute)
         if engine is None:
-            engine = by_processes(group, encoder, pictures()) if group else by_threads(encoder, pictures())
+            engine = by_processes(group, encoder, source()) if group else by_threads(encoder, source())
         if writer and isinstance(encoder, FrozenEncoder):
             announce(f"embedding: {encoder.arithmetic}; batches of {size}")
         encoded = engine(cut(total, size, start=begun))
@@ -160,6 +157,14 @@ def embed(
     if group:
         group.wait()
     return Embeddings(**vars(finished)) if finished else read_embeddings(out)
+
+
+def _pictures(manifest: Manifest, spec: Preprocess, rows: Ints | None, **given: Any) -> Pictures:
+    """`picture_source` of some rows; a pixel cache is that of the whole manifest."""
+    source = picture_source(manifest, spec, **given)
+    if rows is None:
+        return source
+    return lambda part: np.concatenate([source(range(row, row + 1)) for row in rows[part.start : part.stop].tolist()])
 
 
 def _begun_by(folder: Path, tokens: Mapping[str, str]) -> str:

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, ModelError
 from thoraclip.models.architectures import find_architecture
-from thoraclip.models.files import (
-    Checkpoint,
-    adapter_folders,
-    description,
-    locate,
-    stored_fingerprint,
-    stored_folder,
-)
+from thoraclip.models.files import Checkpoint, adapter_folders, description, locate, stored_fingerprint, stored_folder
 from thoraclip.models.image_processor import read_preprocess
 from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, RuntimeName, Share
 from thoraclip.runs import digest, folder_digest

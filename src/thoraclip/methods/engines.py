@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from thoraclip.data.batches import decoded
-from thoraclip.dtypes import Greys
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.engine import over_ray
 from thoraclip.errors import MismatchError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
@@ -51,9 +50,9 @@ __all__ = [
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+Features = tuple[Singles, Singles]
 """(pooled f32[n, D], projected f32[n, P]) of n images."""
-Pictures = Callable[[range], npt.NDArray[np.uint8]]
+Pictures = Callable[[range], Greys]
 """Rows of a manifest -> u8[n, S, S]."""
 Engine = Callable[[Sequence[range]], Iterator[Features]]
 """Batches in order, without a gap -> their features in the same order, those of whole batches at a time."""

@@ -6,8 +6,8 @@
 
 `run` trains one adapter per fold (`_train`; the loop is `Steps.run`) and scores its test images with the adapter that
 validated best: zero-shot, or by a linear head where the loss reads no texts. `probe` takes the run folder as its
-adapter. Everything random is a function of (seed,
-step, sample), so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
+adapter. Everything random is a function of (seed, step, sample), so neither the chunk size, nor the number of
+processes, nor a resumed run changes the result.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 
+from thoraclip.dtypes import Floats
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig, load_encoder
 from thoraclip.methods.label_step import LabelStep, TrainedHead
 from thoraclip.methods.losses import LOSSES
-from thoraclip.methods.running import MethodOutput, RunContext, Scores, require_classes
+from thoraclip.methods.running import MethodOutput, RunContext, require_classes
 from thoraclip.methods.tokens import make_cache, remove_tokens
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
+from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder, load_vision_encoder
 from thoraclip.models.files import read_note
 from thoraclip.models.heads import class_weights, read_head, write_head
@@ -38,9 +41,6 @@ from thoraclip.models.lora import LoraSettings, add_lora
 from thoraclip.ranges import BatchSize, OneOf, Range, Weight, Weighting
 from thoraclip.runs import file_sha256, fold_folder
 from thoraclip.tables.captions import append_label, read_captions
-
-if TYPE_CHECKING:
-    from thoraclip.models.classifiers import EncoderClassifier
 
 __all__ = ["Config", "run"]
 
@@ -164,7 +164,9 @@ def _train(training: FoldTraining[Config]) -> Sequence[Path]:
     def validate() -> None:
         values = _scored(step, training)
         if config.select == "probe":
-            values |= step.validate_probe(part.train, part.val, training.labels)
+            is_probe = isinstance(step, LabelStep) and step.head is None and config.class_weight == "none"
+            probed = values if is_probe else step.fit_head(part.train, part.val, training.labels)[1]
+            values["val_probe_macro_f1"] = probed["val_macro_f1"]
         values = steps.log_validation(values)
         if LOSSES[config.loss].has_bias and tuned.bias == 0:
             # before the first step: begin where the mean logit is zero, not deep in saturation
@@ -269,16 +271,17 @@ def _read_note(folder: Path) -> Mapping[str, Any]:
     return note.facts if note else {}
 
 
-def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
+def _score(training: FoldTraining[Config]) -> tuple[Floats, Floats]:
     """The test and the validation rows with the adapter that was kept: zero-shot, or by its head."""
     config, part, context = training.config, training.part, training.context
-    encoder = _encoder_config(config, training.folder)
+    encoder, rows = _encoder_config(config, training.folder), np.concatenate([part.test, part.val])
     if config.reads_texts:
-        scores = score_images(encoder, training.labels, load_prompts(config.prompts), context).scores
-        return scores[part.test], scores[part.val]
-    head, embedded = read_head(training.folder / _HEAD), context.embeddings(encoder, load_encoder(encoder))
-    features = embedded.pooled[embedded.rows_for(context.manifest)]
-    return head.predict(features[part.test]), head.predict(features[part.val])
+        scores = score_images(encoder, training.labels, load_prompts(config.prompts), context, rows).scores
+    else:
+        embedded = context.embeddings(encoder, load_encoder(encoder), rows)
+        features = embedded.pooled[embedded.rows_for(context.manifest.take(rows))]
+        scores = read_head(training.folder / _HEAD).predict(features)
+    return scores[: len(part.test)], scores[len(part.test) :]
 
 
 def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
@@ -288,8 +291,6 @@ def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
     """The base with the adapter of the fold, and the class prompts or the trained head as its head."""
-    from thoraclip.models.classifiers import EncoderClassifier
-
     own = fold_folder(folder, fold)
     encoder = _encoder_config(config, own)
     if config.reads_texts:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
+from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.training.images import augmented
 from thoraclip.methods.training.processes import ProcessGroup
-from thoraclip.methods.training.sampler import Batch, Rows
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import macro_f1
-from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.heads import LinearHead, fit_lbfgs, log_loss
 from thoraclip.models.lora import TunableEncoder
 
@@ -23,10 +24,20 @@ if TYPE_CHECKING:
     from thoraclip.labels import LabelSet
     from thoraclip.methods.tokens import TokenCache
 
-__all__ = ["ImageStep"]
+__all__ = ["ImageStep", "validation_metrics"]
 
 _SCORING_BATCH = 64
 _PROBE_PENALTIES = (1.0, 0.1, 0.01)
+
+
+def validation_metrics(scores: Floats, target: Ints) -> dict[str, float]:
+    """Accuracy, macro F1 and log-loss of scores f64[V, C]."""
+    predicted = scores.argmax(axis=1)
+    return {
+        "val_accuracy": float((target == predicted).mean()),
+        "val_macro_f1": macro_f1(target, predicted, scores.shape[1]),
+        "val_log_loss": log_loss(scores, target),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +47,10 @@ class ImageStep:
     config: TrainingSettings
     loss: str  # a name in `LOSSES`
     tuned: TunableEncoder
-    greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
-    targets: Rows  # [N] classes, -1 where unknown
+    greys: Greys  # [N, S, S], the images of the manifest, on disk
+    targets: Ints  # [N] classes, -1 where unknown
     group: ProcessGroup
-    weight: npt.NDArray[np.float64] | None = None  # [C], of each class in the loss; `None` for equal ones
+    weight: Floats | None = None  # [C], of each class in the loss; `None` for equal ones
     tokens: TokenCache | None = None  # behind the frozen first blocks; `None` where the images are read
 
     @property
@@ -57,15 +68,27 @@ class ImageStep:
         """Every tensor that a checkpoint needs."""
         return self.parameters
 
-    def _end_batch(self) -> None:
-        """Sum the gradients over the processes, and end the batch's dropout."""
+    def _backward(self, towers: Sequence[Tower], loss: Callable[..., Tensor]) -> float:
+        """Add the gradients of the batch's loss over all processes, which is returned; end the batch's dropout."""
+        value = cached_backward(towers, loss, chunk_size=self.config.chunk_size, processes=self.group)
         self.group.combine(self.tuned.encoder_parameters.values(), self.loss_parameters.values())
         self.tuned.clear_masks()
+        return float(value)
 
     def _features_of(self, batch: Batch) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Rows of the batch -> (pooled, projected) with gradient; a sample's dropout mask is its own."""
-        encoder, read = self.tuned.encoder, self._read_tokens(batch) if self.tokens else self._read_images(batch)
+        encoder, tokens = self.tuned.encoder, self.tokens
         samples = torch.from_numpy(batch.samples).to(encoder.device)
+        if tokens:
+
+            def read(rows: Tensor) -> tuple[Tensor, Tensor]:
+                return tokens.of_batch(batch.step, batch.rows[rows.numpy()], batch.samples[rows.numpy()])
+        else:  # this process's images are read and augmented once
+            own = self.group.own(len(batch.rows))[0].numpy()
+            images = augmented(self.greys, batch, own, self.config, encoder.device)
+
+            def read(rows: Tensor) -> tuple[Tensor, Tensor]:
+                return encoder.image_features(encoder.expand(images[(rows - int(own[0])).to(encoder.device)]))
 
         def encode(rows: Tensor) -> tuple[Tensor, Tensor]:
             self.tuned.vision_key.use(batch.step, samples[rows.to(encoder.device)])
@@ -74,35 +97,13 @@ class ImageStep:
 
         return encode
 
-    def _read_tokens(self, batch: Batch) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        def read(rows: Tensor) -> tuple[Tensor, Tensor]:
-            assert self.tokens is not None, "asked before"
-            return self.tokens.of_batch(batch.step, batch.rows[rows.numpy()], batch.samples[rows.numpy()])
-
-        return read
-
-    def _read_images(self, batch: Batch) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """This process's images are read and augmented once."""
-        encoder = self.tuned.encoder
-        own, _ = self.group.own(len(batch.rows))
-        images = torch.from_numpy(self.greys[batch.rows[own.numpy()]]).to(encoder.device)
-        if augmentation := AUGMENTATIONS[self.config.augmentation]:
-            samples = batch.samples[own.numpy()].tolist()
-            images = augment(images, augmentation, seed=self.config.seed, step=batch.step, samples=samples)
-        first = int(own[0])
-        return lambda rows: encoder.image_features(encoder.expand(images[(rows - first).to(encoder.device)]))
-
     def _class_targets(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(i64[B] classes, f32[B] weights of the images in the loss, or `None` for equal ones)."""
         target = torch.from_numpy(self.targets[batch.rows]).to(self.tuned.encoder.device)
         return target, None if self.weight is None else torch.from_numpy(self.weight).float().to(target.device)[target]
 
-    def validate_probe(self, train: Rows, rows: Rows, labels: LabelSet) -> dict[str, float]:
-        """Macro F1 of a linear probe that is fitted on the training images, the best of a few penalties."""
-        return {"val_probe_macro_f1": self.fit_head(train, rows, labels)[1]["val_macro_f1"]}
-
     def fit_head(
-        self, train: Rows, rows: Rows, labels: LabelSet, *, weighting: str = "none"
+        self, train: Ints, rows: Ints, labels: LabelSet, *, weighting: str = "none"
     ) -> tuple[LinearHead, dict[str, float]]:
         """A linear head on the pooled features of the training images, and its scores on the validation images.
 
@@ -110,20 +111,10 @@ class ImageStep:
         """
         (fitted, _), (scored, _) = self._encode(train), self._encode(rows)
         heads = fit_lbfgs(fitted, self.targets[train], labels, l2=list(_PROBE_PENALTIES), weighting=weighting)
-        found = [(head, self.judge_head(head, scored, rows)) for head in heads]
-        return max(found, key=lambda one: one[1]["val_macro_f1"])
+        judged = [(head, validation_metrics(head.predict(scored), self.targets[rows])) for head in heads]
+        return max(judged, key=lambda one: one[1]["val_macro_f1"])
 
-    def judge_head(self, head: LinearHead, features: npt.NDArray[np.float32], rows: Rows) -> dict[str, float]:
-        """Accuracy, macro F1 and log-loss of a head on the features of some images."""
-        scores, target = head.predict(features), self.targets[rows]
-        predicted = scores.argmax(axis=1)
-        return {
-            "val_accuracy": float((target == predicted).mean()),
-            "val_macro_f1": macro_f1(target, predicted, scores.shape[1]),
-            "val_log_loss": log_loss(scores, target),
-        }
-
-    def _encode(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _encode(self, rows: Ints) -> tuple[Singles, Singles]:
         """(pooled, projected) of some images, each process encoding its share."""
         own, _ = self.group.own(len(rows))
         mine = rows[own.numpy()]

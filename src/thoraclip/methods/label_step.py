@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thoraclip.methods.gradcache import Tower, cached_backward
-from thoraclip.methods.image_step import ImageStep
+from thoraclip.dtypes import Ints
+from thoraclip.methods.gradcache import Tower
+from thoraclip.methods.image_step import ImageStep, validation_metrics
 from thoraclip.methods.losses import LOSSES, Pairs
-from thoraclip.methods.training.sampler import Batch, Rows
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.models.heads import LinearHead
 from thoraclip.models.lora import TunableEncoder
 
@@ -25,7 +27,7 @@ __all__ = ["LabelStep", "TrainedHead"]
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A linear head on standardised pooled features, trained along with the tower."""
+    """A linear head on standardised pooled features, trained along with the tower; names as in `LinearHead`."""
 
     weight: nn.Parameter  # f32[C, D]
     bias: nn.Parameter  # f32[C]
@@ -35,23 +37,15 @@ class TrainedHead:
     @classmethod
     def of(cls, tuned: TunableEncoder, classes: int) -> TrainedHead:
         """Of zeros, as wide as the tower's features."""
-        encoder = tuned.encoder
-        side = encoder.preprocess.size
-        width = encoder.encode_greys(np.zeros((1, side, side), dtype=np.uint8))[0].shape[1]
-        empty = [
-            torch.zeros(shape, device=encoder.device) for shape in ((classes, width), (classes,), (width,), (width,))
-        ]
-        return cls(nn.Parameter(empty[0]), nn.Parameter(empty[1]), empty[2], empty[3])
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """All, by their names in `LinearHead`."""
-        return vars(self)
+        side = tuned.encoder.preprocess.size
+        width = tuned.encoder.encode_greys(np.zeros((1, side, side), dtype=np.uint8))[0].shape[1]
+        zeros = partial(torch.zeros, device=tuned.encoder.device)
+        return cls(nn.Parameter(zeros(classes, width)), nn.Parameter(zeros(classes)), zeros(width), zeros(width))
 
     @torch.no_grad()
     def copy(self, head: LinearHead) -> None:
         """Take over the values of a fitted head."""
-        for name, tensor in self.tensors.items():
+        for name, tensor in vars(self).items():
             tensor.copy_(torch.from_numpy(np.array(getattr(head, name))))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -60,7 +54,7 @@ class TrainedHead:
 
     def fitted(self, labels: LabelSet) -> LinearHead:
         """As it is now."""
-        return LinearHead(labels, **{name: t.detach().cpu().numpy().copy() for name, t in self.tensors.items()})
+        return LinearHead(labels, **{name: t.detach().cpu().numpy().copy() for name, t in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +73,20 @@ class LabelStep(ImageStep):
     @property
     def state(self) -> Mapping[str, Tensor]:
         """See `ImageStep`; the head's mean and scale are fixed at the first step."""
-        own = {f"head.{name}": tensor for name, tensor in self.head.tensors.items()} if self.head else {}
-        return {**self.parameters, **own}
+        return self.parameters | {f"head.{name}": t for name, t in (vars(self.head) if self.head else {}).items()}
 
-    def begin(self, train: Rows, rows: Rows, weighting: str) -> None:
+    def begin(self, train: Ints, rows: Ints, weighting: str) -> None:
         """Start the head as a linear probe of the untouched encoder (Kumar et al. 2022, arXiv:2202.10054)."""
         if self.head:
             self.head.copy(self.fit_head(train, rows, self.labels, weighting=weighting)[0])
 
     def backward(self, batch: Batch) -> float:
         """See `ContrastiveStep.backward`."""
-        encode, normalise = self._features_of(batch), self.head is None
+        encode = self._features_of(batch)
 
         def features(rows: Tensor) -> Tensor:
             pooled = encode(rows)[0].float()
-            return nn.functional.normalize(pooled, dim=-1) if normalise else pooled
+            return pooled if self.head else nn.functional.normalize(pooled, dim=-1)
 
         def loss(pooled: Tensor) -> Tensor:
             image = self.head.logits(pooled) if self.head else pooled
@@ -101,18 +94,15 @@ class LabelStep(ImageStep):
             scale = image.new_tensor(1 / self.temperature)
             return LOSSES[self.loss].value(Pairs(image, image, scale, image.new_zeros(()), target, weight=weight))
 
-        towers = [Tower(len(batch.rows), features)]
-        value = cached_backward(towers, loss, chunk_size=self.config.chunk_size, processes=self.group)
-        self._end_batch()
-        return float(value)
+        return self._backward([Tower(len(batch.rows), features)], loss)
 
     def after_step(self) -> Mapping[str, float]:
         """Nothing more is measured."""
         return {}
 
-    def scoring_head(self, train: Rows, rows: Rows, weighting: str) -> tuple[LinearHead, dict[str, float]]:
+    def scoring_head(self, train: Ints, rows: Ints, weighting: str) -> tuple[LinearHead, dict[str, float]]:
         """The head that scores, as it was trained or fitted now, and its scores on the validation images."""
         if self.head is None:
             return self.fit_head(train, rows, self.labels, weighting=weighting)
         head = self.head.fitted(self.labels)
-        return head, self.judge_head(head, self._encode(rows)[0], rows)
+        return head, validation_metrics(head.predict(self._encode(rows)[0]), self.targets[rows])

@@ -14,17 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
-__all__ = [
-    "LOSSES",
-    "Loss",
-    "Pairs",
-    "class_means",
-    "infonce",
-    "prompt_cross_entropy",
-    "siglip",
-    "supcon",
-    "unicl",
-]
+__all__ = ["LOSSES", "Loss", "Pairs", "class_means", "infonce", "prompt_cross_entropy", "siglip", "supcon", "unicl"]
 
 
 @dataclass(frozen=True)

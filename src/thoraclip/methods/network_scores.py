@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thoraclip.dtypes import Greys, Singles
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.methods.engines import cut, measured, threads_here
-from thoraclip.methods.parts import Rows
-from thoraclip.methods.running import Scores
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.heads import softmax
 from thoraclip.models.runtimes import TORCH, Compute, open_runtime, require_runtime
@@ -39,7 +37,7 @@ class _Logits(nn.Module):
 
 
 def compute_of(
-    backbone: Backbone, greys: Greys, rows: Rows, *, runtime: str, announce: Callable[[str], None]
+    backbone: Backbone, greys: Greys, rows: Ints, *, runtime: str, announce: Callable[[str], None]
 ) -> Compute | None:
     """What gives the logits of some rows of images u8[N, S, S] in a runtime; `None` for PyTorch.
 
@@ -67,13 +65,8 @@ def compute_of(
 
 
 def scores_of(
-    backbone: Backbone,
-    greys: Greys,
-    rows: Rows,
-    *,
-    progress: Progress | None = None,
-    compute: Compute | None = None,
-) -> Scores:
+    backbone: Backbone, greys: Greys, rows: Ints, *, progress: Progress | None = None, compute: Compute | None = None
+) -> Floats:
     """f64[R, C] of some images u8[N, S, S]; each row sums to 1. `compute` gives the logits in place of PyTorch."""
     backbone.network.eval()
     made = []
@@ -96,5 +89,5 @@ def _logits(
         yield logits
 
 
-def _read(greys: Greys, rows: Rows, part: range) -> Greys:
+def _read(greys: Greys, rows: Ints, part: range) -> Greys:
     return np.array(greys[rows[part.start : part.stop]])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError
-from thoraclip.methods.predictors import FinishedRun, Rows
+from thoraclip.methods.predictors import FinishedRun
 from thoraclip.models.classifiers import EncoderClassifier, Original
 from thoraclip.models.files import adapter_folders
 from thoraclip.models.heads import LinearHead, read_head
@@ -34,8 +35,7 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         MismatchError: another manifest than the run's.
     """
     run.require_manifest(manifest)
-    predictions = read_predictions(run.folder / "predictions.parquet")
-    chosen = chosen_fold(run, fold)
+    predictions, chosen = read_predictions(run.folder / "predictions.parquet"), chosen_fold(run, fold)
     exact = replace(run, config=replace(run.config, precision="fp32"))
     classifier = exact.classifier(chosen, predictions.labels)
     kept = next((table for table in read_validation(run.folder) if table.fold[0] == chosen), None)
@@ -44,11 +44,9 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
             f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the "
             "same command again (nothing is trained anew), with a manifest that is split"
         )
-    row = {image: number for number, image in enumerate(manifest.column("image_id"))}
-    val = np.sort([row[image] for image in kept.image_id]).astype(np.int64)
+    val = np.flatnonzero(np.isin(manifest.column("image_id"), kept.image_id))
     judged = dict(run.parts(manifest))
     train = _others(manifest, np.concatenate([val, judged[chosen]]), has_folds=chosen is not None)
-    learned_from_val = getattr(run.config, "refit", False)
     return Original(
         name=run.folder.resolve().name,
         kind=run.kind,
@@ -60,7 +58,7 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         val=val,
         test=judged[chosen],
         has_learned=run.has_learned,
-        validation=kept if learned_from_val else None,
+        validation=kept if getattr(run.config, "refit", False) else None,
         predictions=predictions,
         alike=list(_alike(exact, classifier, judged, chosen, val if not run.has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
@@ -81,18 +79,17 @@ def chosen_fold(run: FinishedRun, fold: int | None) -> int | None:
     return run.folds[0]
 
 
-def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:
+def _others(manifest: Manifest, used: Ints, *, has_folds: bool) -> Ints:
     """i64 rows of labelled images that are not used, of any fold, or of split `train`."""
-    known = np.array([label is not None for label in manifest.column("label")])
-    part = manifest.column("fold") if has_folds else manifest.column("split")
-    known &= np.array([value is not None if has_folds else value == "train" for value in part])
-    known[used] = False
-    return np.flatnonzero(known)
+    labels, parts = manifest.column("label"), manifest.column("fold" if has_folds else "split")
+    in_part = [part is not None if has_folds else part == "train" for part in parts]
+    known = [row for row, label in enumerate(labels) if label is not None and in_part[row]]
+    return np.setdiff1d(np.array(known, dtype=np.int64), used)
 
 
 def _alike(
-    run: FinishedRun, own: object, judged: dict[int | None, Rows], chosen: int | None, left_out: Rows
-) -> Iterator[tuple[LinearHead, Rows]]:
+    run: FinishedRun, own: object, judged: dict[int | None, Ints], chosen: int | None, left_out: Ints
+) -> Iterator[tuple[LinearHead, Ints]]:
     """(head, rows that it held out) of the other folds, where the encoder is the same one for all."""
     if not isinstance(own, EncoderClassifier) or run.method.trains_adapters:
         return

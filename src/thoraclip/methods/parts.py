@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.data.splits import draw_patients, hold_out, independent_groups, patient_counts
-from thoraclip.dtypes import Masks
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["Part", "Rows", "labelled_patients", "parts", "parts_of", "require_folds", "require_patients"]
-
-Rows = npt.NDArray[np.int64]
+__all__ = ["Part", "labelled_patients", "parts", "parts_of", "require_folds", "require_patients"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +22,9 @@ class Part:
     """What one training and its scoring use."""
 
     fold: int | None  # number of the held-out fold; `None` with a train/val/test split
-    train: Rows  # i64 rows of the manifest, all labelled
-    val: Rows  # no training rows, but the same ones where too few shots leave none to hold out
-    test: Rows
+    train: Ints  # i64 rows of the manifest, all labelled
+    val: Ints  # no training rows, but the same ones where too few shots leave none to hold out
+    test: Ints
 
 
 def parts(
@@ -56,8 +53,10 @@ def parts(
     for fold, train, val, test in _masks(manifest, targets, only):
         where = "" if fold is None else f" of fold {fold}"
         if isinstance(shots, int):
+            require_patients(labels, patient_counts(targets[train], groups[train], len(labels)), shots)
             own_seed = [seed] if fold is None else [seed, fold]
-            train, val = _drawn(targets, groups, train, labels, shots, own_seed), np.zeros_like(train)
+            train[train] = draw_patients(targets[train], groups[train], shots=shots, seed=own_seed)
+            val = np.zeros_like(train)
         if not val.any():
             pool = np.flatnonzero(train)
             own = hold_out(targets[pool], groups[pool], fraction=val_fraction, seed=seed)
@@ -72,7 +71,7 @@ def parts(
         yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
 
 
-def _masks(manifest: Manifest, targets: Rows, only: Sequence[int]) -> Iterator[tuple[int | None, Masks, Masks, Masks]]:
+def _masks(manifest: Manifest, targets: Ints, only: Sequence[int]) -> Iterator[tuple[int | None, Masks, Masks, Masks]]:
     """(fold, training, validation and test images bool[N]) as a manifest names them; raises as `parts`."""
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
@@ -93,7 +92,7 @@ def _masks(manifest: Manifest, targets: Rows, only: Sequence[int]) -> Iterator[t
         yield fold, train, val, test
 
 
-def labelled_patients(manifest: Manifest, labels: LabelSet, only: Sequence[int] = ()) -> tuple[Rows, Rows]:
+def labelled_patients(manifest: Manifest, labels: LabelSet, only: Sequence[int] = ()) -> tuple[Ints, Ints]:
     """How many patients (images of unknown patients) of each class a training can use, in the fold with the fewest.
 
     Returns:
@@ -114,15 +113,7 @@ def parts_of(config: Any, manifest: Manifest, labels: LabelSet) -> Iterator[Part
     return parts(manifest, labels, **given, shots=config.shots)
 
 
-def _drawn(targets: Rows, groups: Rows, train: Masks, labels: LabelSet, shots: int, seed: Sequence[int]) -> Masks:
-    """bool[N]: the images of so many patients of each class among the training images."""
-    require_patients(labels, patient_counts(targets[train], groups[train], len(labels)), shots)
-    drawn = np.zeros_like(train)
-    drawn[train] = draw_patients(targets[train], groups[train], shots=shots, seed=seed)
-    return drawn
-
-
-def require_patients(labels: LabelSet, patients: Rows, shots: int) -> None:
+def require_patients(labels: LabelSet, patients: Ints, shots: int) -> None:
     """Raise ManifestError where a class has fewer training patients (i64[C]) than are to be drawn."""
     name, count = min(zip(labels.names, patients.tolist(), strict=True), key=lambda one: one[1])
     if count < shots:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.config import build_config
 from thoraclip.documents import read_json, read_toml
-from thoraclip.dtypes import Floats, Singles
+from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from thoraclip.models.classifiers import Classifier
 
 __all__ = ["FinishedRun", "find_manifest", "read_run"]
-
-Rows = npt.NDArray[np.int64]
 
 _RETIRED = ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma", "noise", "mirror", "mixup")
 """Settings of version 0.1.0 that only changed how a network was trained."""
@@ -125,7 +122,7 @@ class FinishedRun:
                 return features, classifier.head.predict(features)
         return None
 
-    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
+    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Ints]]:
         """(fold, i64 rows that its classifier may be judged on) for this manifest.
 
         Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.data.splits import independent_groups
+from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder, load_text_encoder
-from thoraclip.methods.parts import Part, Rows, parts_of
-from thoraclip.methods.running import MethodOutput, RunContext, Scores, pooled_predictions, require_classes
+from thoraclip.methods.parts import Part, parts_of
+from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions, require_classes
 from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
 _HEAD = "head.safetensors"
-Features = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +112,13 @@ class Config(EncoderConfig):
 class Texts:
     """The class prompts: unit vectors f64[C, P], and the encoder's logit scale."""
 
-    vectors: npt.NDArray[np.float64]
+    vectors: Floats
     logit_scale: float
 
 
-_Inputs = tuple[Part, Features, Texts | None]
+_Inputs = tuple[Part, Singles, Texts | None]
 """Of one fit; the features f32[N, D] are those of the whole manifest."""
-Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
+Heads = Callable[[Config, Singles, Ints, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Solver:
 
 
 def _text_informed(
-    config: Config, x: Features, y: Rows, labels: LabelSet, l2: Sequence[float], texts: Texts | None
+    config: Config, x: Singles, y: Ints, labels: LabelSet, l2: Sequence[float], texts: Texts | None
 ) -> list[LinearHead]:
     assert texts is not None, "read where a solver needs them"
     return fit_text_informed(
@@ -174,7 +173,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     targets = manifest.targets(labels)
     rows, scores, metrics, ood = [], [], [], []
 
-    def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Scores, dict[str, object], dict[str, Any]]:
+    def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Floats, dict[str, object], dict[str, Any]]:
         return fold, *_fit(config, fold, targets, labels), _keep_ood(context, fold, targets)
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
@@ -197,7 +196,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
 def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_Inputs]:
     """What each fold's fit needs; where the folds have one encoder, they share the features."""
     manifest = context.manifest
-    shared: tuple[Config, Features, Texts | None] | None = None
+    shared: tuple[Config, Singles, Texts | None] | None = None
     for part in parts_of(config, manifest, labels):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
@@ -210,18 +209,15 @@ def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Itera
 
 def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
     """The features of all images, and the classes' texts where the solver needs them."""
-    finished = None if config.reads_prompts else finished_embeddings(config)
-    if finished is not None:
-        return finished, None
     if not config.reads_prompts:
-        return context.embeddings(config, load_encoder(config)), None
+        return finished_embeddings(config) or context.embeddings(config, load_encoder(config)), None
     encoder = load_text_encoder(config, "probe")
     embedded = context.embeddings(config, encoder)
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))
     return embedded, Texts(vectors, encoder.logit_scale)
 
 
-def _keep_ood(context: RunContext, fold: _Inputs, targets: Rows) -> dict[str, Any]:
+def _keep_ood(context: RunContext, fold: _Inputs, targets: Ints) -> dict[str, Any]:
     """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
 
     Returns:
@@ -241,8 +237,8 @@ def _keep_ood(context: RunContext, fold: _Inputs, targets: Rows) -> dict[str, An
 
 
 def _fit(
-    config: Config, fold: _Inputs, targets: Rows, labels: LabelSet
-) -> tuple[LinearHead, Scores, dict[str, object]]:
+    config: Config, fold: _Inputs, targets: Ints, labels: LabelSet
+) -> tuple[LinearHead, Floats, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
     Returns:
@@ -251,7 +247,7 @@ def _fit(
     part, features, texts = fold
     grid, solver = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist(), SOLVERS[config.solver]
 
-    def heads(rows: Rows, upto: int | None = None) -> list[LinearHead]:
+    def heads(rows: Ints, upto: int | None = None) -> list[LinearHead]:
         """One head per candidate; with `upto`, the last one is that candidate."""
         asked, penalties = config, grid if upto is None else [grid[0] if solver.by_epoch else grid[upto]]
         if solver.by_epoch and upto is not None:

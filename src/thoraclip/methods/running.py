@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.cards import data_facts
 from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
 from thoraclip.documents import LARGE, read_json
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.methods.parts import Part, Rows
+from thoraclip.methods.parts import Part
 from thoraclip.methods.tracking import send_run
 from thoraclip.runs import (
     Progress,
@@ -35,6 +35,8 @@ from thoraclip.runs import (
     writes,
     written_together,
 )
+from thoraclip.tables.arrays import is_valid
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 
@@ -43,16 +45,7 @@ if TYPE_CHECKING:
     from thoraclip.models.vision_encoder import VisionEncoder
     from thoraclip.tables.embeddings import Embeddings
 
-__all__ = [
-    "MethodOutput",
-    "RunContext",
-    "is_done",
-    "pooled_predictions",
-    "require_classes",
-    "run_method",
-]
-
-Scores = npt.NDArray[np.float64]
+__all__ = ["MethodOutput", "RunContext", "is_done", "pooled_predictions", "require_classes", "run_method"]
 
 _SCHEMA, _FOLD_SCHEMA = 2, 1
 """Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
@@ -70,15 +63,21 @@ class RunContext:
     log: Callable[[str], None] = lambda _: None  # gets a line of what the user should know
     # of all that the result of a fold depends on, so not of which folds are run; checkpoints and weights carry it
     fingerprint: str = ""
+    is_followed: bool = False  # a later run reads from `cache` what an encoder that this one trains makes of all images
 
-    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder) -> Embeddings:
-        """The features of all images; see `embed.cached_embeddings`."""
+    def embeddings(self, config: EncoderConfig, encoder: VisionEncoder, rows: Ints | None = None) -> Embeddings:
+        """The features of all images, or of some rows where those of all are neither there nor read later; see
+        `embed.cached_embeddings`."""
         from thoraclip.methods.embed import cached_embeddings  # with torch
 
+        if rows is not None:
+            made = encoder.description, encoder.preprocess.as_dict()
+            folder, every = embeddings_folder(self.cache, *made), embeddings_fingerprint(self.manifest, *made)
+            rows = None if self.is_followed or is_valid(folder, EMBEDDINGS, every) else rows
         given: dict[str, Any] = {"pixels": self.pixels, "progress": self.progress, "announce": self.log}
-        return cached_embeddings(config, self.manifest, self.cache, encoder=encoder, **given)
+        return cached_embeddings(config, self.manifest, self.cache, rows=rows, encoder=encoder, **given)
 
-    def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
+    def keep_validation(self, part: Part, labels: LabelSet, scores: Floats) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
 
         Args:
@@ -88,20 +87,15 @@ class RunContext:
         """
         if len(np.intersect1d(part.train, part.val)):  # too few shots to hold any out
             return
-        split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
-        table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
+        count = len(part.val)
+        table = _predictions(self.manifest.take(part.val), labels, scores, ["val"] * count, [part.fold] * count)
         write_predictions(self.folder.file(fold_file(VALIDATION, part.fold)), table)
 
 
-def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
-    column = manifest.column(name)
-    return tuple(column[row] for row in rows)
-
-
-def _predictions(manifest: Manifest, labels: LabelSet, rows: Rows, scores: Scores, **parts: Any) -> Predictions:
-    """The table of some rows of a manifest; `parts` are the columns `split` and `fold`."""
-    image_id, patient = _pick(manifest, "image_id", rows), _pick(manifest, "patient", rows)
-    return Predictions(labels, image_id, manifest.targets(labels)[rows], scores, patient=patient, **parts)
+def _predictions(images: Manifest, labels: LabelSet, scores: Floats, split: Iterable[Any], fold: Any) -> Predictions:
+    image_id, patient = tuple(images.column("image_id")), tuple(images.column("patient"))
+    target = images.targets(labels)
+    return Predictions(labels, image_id, target, scores, split=tuple(split), fold=tuple(fold), patient=patient)
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ def require_classes(folder: Path, trained: LabelSet, manifest: LabelSet) -> None
 
 
 def pooled_predictions(
-    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[Scores]
+    manifest: Manifest, labels: LabelSet, rows: Sequence[Ints], scores: Sequence[Floats]
 ) -> Predictions:
     """A predictions table for some rows of a manifest, in its order; pooled folds are the test split.
 
@@ -134,10 +128,10 @@ def pooled_predictions(
     """
     together = np.concatenate(rows)
     order = np.argsort(together, kind="stable")
-    together = together[order]
-    fold = _pick(manifest, "fold", together)
-    split = tuple("test" if f is not None else s for f, s in zip(fold, _pick(manifest, "split", together), strict=True))
-    return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
+    images = manifest.take(together[order])
+    fold = images.column("fold")
+    split = ("test" if f is not None else s for f, s in zip(fold, images.column("split"), strict=True))
+    return _predictions(images, labels, np.concatenate(scores)[order], split, fold)
 
 
 @writes(may_only_read=True)
@@ -149,6 +143,7 @@ def run_method(
     *,
     cache: Path | str | None = None,
     pixels: Path | str | None = None,
+    is_followed: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Predictions, Mapping[str, Any]] | None:
@@ -161,6 +156,7 @@ def run_method(
         out: the run folder.
         cache: folder for embeddings; inside `out` when not given.
         pixels: folder for decoded images; `None` keeps none.
+        is_followed: a later run with this cache uses the adapters of this one.
         progress: draws (done, total).
         announce: gets a line of what the user should know.
 
@@ -185,7 +181,7 @@ def run_method(
                 if re.fullmatch(r"validation(-fold-\d+)?\.parquet", stale.name):
                     remove_file(stale)
         embeddings = cache or out / "embeddings"
-        context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
+        context = RunContext(manifest, folder, embeddings, pixels, progress, announce, of_a_fold, is_followed)
         try:
             output: MethodOutput | None = import_module(method.module).run(config, context)
         except ThoraclipError:  # before the first result, as of damaged weights: nothing is left behind
@@ -198,22 +194,14 @@ def run_method(
                 write_json(folder.file("details.json"), output.details)
                 folder.write_metrics(output.metrics)
                 if method.is_trained:
-                    trained = TrainedRun(
-                        kind=kind,
-                        config=config,
-                        predictions=output.predictions,
-                        details=output.details,
-                        data=data_facts(manifest),
-                        images=manifest.root,
-                        provenance=facts,
-                    )
-                    write_model_card(out, trained)
+                    about: dict[str, Any] = {"data": data_facts(manifest), "images": manifest.root, "provenance": facts}
+                    made: dict[str, Any] = {"predictions": output.predictions, "details": output.details}
+                    write_model_card(out, TrainedRun(kind=kind, config=config, **made, **about))
                 folder.finish(fingerprint)
     if not is_main_process():
         return None
-    details = read_json(
-        folder.file("details.json"), remedy="remove done.json and run the same command again", limits=LARGE
-    )
+    remedy = "remove done.json and run the same command again"
+    details = read_json(folder.file("details.json"), remedy=remedy, limits=LARGE)
     predictions = read_predictions(folder.file("predictions.parquet"))
     if getattr(config, "trackers", ()):
         send_run(config, predictions, out, of_a_fold=of_a_fold, fingerprint=fingerprint, log=announce)

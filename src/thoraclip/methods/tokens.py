@@ -21,11 +21,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from thoraclip.dtypes import Greys, Ints, Singles
 from thoraclip.imaging import DECODING
 from thoraclip.methods.engines import cut
-from thoraclip.methods.parts import Part, Rows
+from thoraclip.methods.parts import Part
 from thoraclip.methods.training.folds import FoldTraining
-from thoraclip.models.augment import AUGMENTATIONS, augment, drawn_views
+from thoraclip.methods.training.images import augmented
+from thoraclip.methods.training.sampler import Batch
+from thoraclip.models.augment import AUGMENTATIONS, drawn_views
 from thoraclip.models.lora import TunableEncoder
 from thoraclip.models.prefix import FrozenPrefix
 from thoraclip.models.vision_encoder import VisionEncoder, unit
@@ -42,12 +45,12 @@ class TokenCache:
     """The tokens that a training reads."""
 
     prefix: FrozenPrefix  # the tower around them
-    views: Mapping[int, tuple[Rows, npt.NDArray[Any]]]  # see `cached_views` -> (rows, [R, T, D] on disk)
+    views: Mapping[int, tuple[Ints, npt.NDArray[Any]]]  # see `cached_views` -> (rows, [R, T, D] on disk)
     folders: Sequence[Path]  # where they are
     view_folders: Sequence[Path]  # those of them that hold augmented views
     seed: int  # of the run
 
-    def of_batch(self, step: int, rows: Rows, samples: Rows) -> tuple[Tensor, Tensor]:
+    def of_batch(self, step: int, rows: Ints, samples: Ints) -> tuple[Tensor, Tensor]:
         """(pooled, projected) of some images of a batch, each in the view that its sample has at this step."""
         count = max(self.views)
         drawn = (
@@ -60,14 +63,14 @@ class TokenCache:
         return self.prefix.image_features(tokens[torch.from_numpy(order)].to(device))
 
     @torch.no_grad()
-    def encode(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode(self, rows: Ints) -> tuple[Singles, Singles]:
         """As `VisionEncoder.encode_greys`, of rows whose tokens are there as they are."""
         encoder = self.prefix.encoder
         with encoder.autocast():
             pooled, projected = self.prefix.image_features(self._read(0, rows).to(encoder.device))
         return encoder.fetch((pooled.float(), unit(projected)))
 
-    def _read(self, view: int, rows: Rows) -> Tensor:
+    def _read(self, view: int, rows: Ints) -> Tensor:
         """f32[len(rows), T, D]."""
         there, array = self.views[view]
         values = np.array(array[np.searchsorted(there, rows)])
@@ -82,7 +85,7 @@ def frozen_prefix(config: Any, encoder: VisionEncoder) -> FrozenPrefix | None:
     return FrozenPrefix.of(encoder, config.lora_blocks) if is_kept else None
 
 
-def cached_views(config: Any, targets: Rows, part: Part) -> dict[int, Rows]:
+def cached_views(config: Any, targets: Ints, part: Part) -> dict[int, Ints]:
     """View -> i64 rows of the images whose tokens a training reads in it.
 
     View 0 is the image as it is, of validations; and of training, where nothing is augmented. The others are augmented.
@@ -101,7 +104,7 @@ def cached_views(config: Any, targets: Rows, part: Part) -> dict[int, Rows]:
     return {0: plain} | {view + 1: part.train for view in range(config.prefix_views * augmented)}
 
 
-def cache_size(encoder: VisionEncoder, prefix: FrozenPrefix, views: Mapping[int, Rows]) -> tuple[int, tuple[int, int]]:
+def cache_size(encoder: VisionEncoder, prefix: FrozenPrefix, views: Mapping[int, Ints]) -> tuple[int, tuple[int, int]]:
     """(bytes, tokens and numbers a token of an image); one blank image goes through the frozen blocks."""
     side = encoder.preprocess.size
     tokens, width = prefix.tokens(encoder.expand(np.zeros((1, side, side), dtype=np.uint8))).shape[1:]
@@ -109,7 +112,7 @@ def cache_size(encoder: VisionEncoder, prefix: FrozenPrefix, views: Mapping[int,
     return images * tokens * width * np.dtype(_stored(encoder)).itemsize, (tokens, width)
 
 
-def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.NDArray[np.uint8]) -> TokenCache | None:
+def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: Greys) -> TokenCache | None:
     """The tokens of a training, found or computed now; `None` as in `frozen_prefix`.
 
     A killed pass goes on where it stopped. Several processes share the work, and the first one writes.
@@ -149,8 +152,8 @@ def make_cache(training: FoldTraining[Any], tuned: TunableEncoder, greys: npt.ND
 def _filled(
     training: FoldTraining[Any],
     prefix: FrozenPrefix,
-    greys: npt.NDArray[np.uint8],
-    seen: tuple[int, Rows],
+    greys: Greys,
+    seen: tuple[int, Ints],
     place: tuple[Path, str],
 ) -> npt.NDArray[Any]:
     """[R, T, D] on disk, the tokens of the rows of one view; `place` is a folder with its fingerprint."""
@@ -161,10 +164,8 @@ def _filled(
         for batch in cut(len(rows), _BATCH, start=int(group.first(writer.rows if writer else 0))):
             some = rows[batch.start : batch.stop]
             own, _ = group.own(len(some))
-            mine = some[own.numpy()]
-            images = torch.from_numpy(np.array(greys[mine])).to(encoder.device)
-            if view and (chosen := AUGMENTATIONS[training.config.augmentation]):
-                images = augment(images, chosen, seed=training.config.seed, step=view, samples=mine.tolist())
+            settings = training.config if view else dataclasses.replace(training.config, augmentation="none")
+            images = augmented(greys, Batch(view, some, some), own.numpy(), settings, encoder.device)
             with encoder.autocast():
                 made = prefix.tokens(encoder.expand(images))
             whole = group.gather(made.float(), len(some)).cpu()
@@ -181,7 +182,7 @@ def _filled(
 
 
 def _fingerprint(
-    training: FoldTraining[Any], tuned: TunableEncoder, prefix: FrozenPrefix, view: int, rows: Rows
+    training: FoldTraining[Any], tuned: TunableEncoder, prefix: FrozenPrefix, view: int, rows: Ints
 ) -> str:
     """SHA-256 over all that the tokens of a view depend on."""
     encoder, config = tuned.encoder, training.config

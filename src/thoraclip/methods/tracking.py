@@ -35,7 +35,6 @@ __all__ = [
     "Tracker",
     "require_trackers",
     "results_of",
-    "send_results",
     "send_run",
 ]
 
@@ -159,16 +158,8 @@ class TrackedRun:
         self._state: dict[str, Any] = {"key": digest([list(names), fingerprint]), "ids": {}, "sent": None}
         kept = kept_json(folder / FILE)
         self._is_new = kept.get("key") != self._state["key"]
-        # of a folder's name two runs may have the same
-        self._state |= (
-            {"run": f"{'-'.join(folder.resolve().parts[-2:])}-{secrets.token_hex(4)}"} if self._is_new else kept
-        )
-
-    @property
-    def sent(self) -> str | None:
-        """Which results were sent, as `send` was told; `None` where none were."""
-        sent: str | None = self._state["sent"]
-        return sent
+        name = f"{'-'.join(folder.resolve().parts[-2:])}-{secrets.token_hex(4)}"  # two runs may have one folder's name
+        self._state |= {"run": name} if self._is_new else kept
 
     def __enter__(self) -> Self:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers that it is used
@@ -201,10 +192,7 @@ class TrackedRun:
 
     def __exit__(self, *error: object) -> None:
         for name, tracker in self._open.items():
-            with (
-                redirect_stdout(sys.stderr),
-                suppress(Exception),
-            ):  # all was sent; a run that is not ended loses nothing
+            with redirect_stdout(sys.stderr), suppress(Exception):  # all was sent; one that is not ended loses nothing
                 TRACKERS[name].finish(tracker)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
@@ -218,11 +206,22 @@ class TrackedRun:
                     "the same command again to go on"
                 ) from error
 
-    def send(self, results: Results, name: str) -> None:
-        """The results of the finished run, and note in `trackers.json` that those of this `name` were sent."""
-        for tracker, opened in self._open.items():
-            TRACKERS[tracker].send(opened, results)
-        write_json(self._folder / FILE, self._state | {"sent": name})
+    def send(self, name: str, results: Callable[[], Results], log: Callable[[str], None]) -> None:
+        """Begin, send the results of a finished run, unless those of this name were sent before, and end.
+
+        A tracker that fails does not lose the run: `log` gets a line.
+        """
+        if self._state["sent"] == name:
+            return
+        try:
+            with self:
+                found = results()
+                for tracker, opened in self._open.items():
+                    TRACKERS[tracker].send(opened, found)
+                write_json(self._folder / FILE, self._state | {"sent": name})
+        except Exception as error:  # as above
+            again = "all is written, and the same command tries again"
+            log(f"warning: trackers got no results ({first_line(error)}); {again}")
 
 
 def send_run(
@@ -243,21 +242,7 @@ def send_run(
         report, _ = judge_run(_RUN, _RUN, predictions)
         return results_of(report, {_RUN: "test"}, folder / "README.md")
 
-    send_results(tracked, fingerprint, results, log)
-
-
-def send_results(run: TrackedRun, name: str, results: Callable[[], Results], log: Callable[[str], None]) -> None:
-    """Send results, unless some of this name were sent before.
-
-    A tracker that fails does not lose the run: `log` gets a line.
-    """
-    if run.sent == name:
-        return
-    try:
-        with run:
-            run.send(results(), name)
-    except Exception as error:  # as above
-        log(f"warning: trackers got no results ({first_line(error)}); all is written, and the same command tries again")
+    tracked.send(fingerprint, results, log)
 
 
 def results_of(

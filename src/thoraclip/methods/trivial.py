@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.config import Settings
 from thoraclip.data.check.inspection import MEASURED, inspect
+from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import ConfigError, ImageError
 from thoraclip.methods.parts import Part, parts_of
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
@@ -28,8 +28,6 @@ from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["GROUPS", "Config", "run", "trivial_features"]
-
-Floats = npt.NDArray[np.float32]
 
 GROUPS: Mapping[str, str] = {
     "thumbnail": "grey levels of the whole picture at 16 x 16, squashed",
@@ -118,7 +116,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
-def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> dict[str, Floats]:
+def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> dict[str, Singles]:
     """Group -> f32[N, K], a row per image; see `GROUPS`. Pictures are measured once, see `data.check.inspect`.
 
     Args:
@@ -151,13 +149,13 @@ def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | N
     }
 
 
-def _table(groups: Mapping[str, Floats], rows: npt.NDArray[np.int64]) -> Floats:
+def _table(groups: Mapping[str, Singles], rows: Ints) -> Singles:
     return np.concatenate([values[rows] for values in groups.values()], axis=1)
 
 
 def _fit_and_score(
-    config: Config, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[str, Any], dict[str, dict[str, float]]]:
+    config: Config, groups: Mapping[str, Singles], targets: Ints, part: Part
+) -> tuple[Floats, Floats, dict[str, Any], dict[str, dict[str, float]]]:
     """Choose the number of rounds by validation log-loss, refit on training plus validation if asked, score the test.
 
     Returns:
@@ -167,7 +165,7 @@ def _fit_and_score(
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
 
-    def fitted(rows: npt.NDArray[np.int64], rounds: int) -> Any:
+    def fitted(rows: Ints, rounds: int) -> Any:
         model = HistGradientBoostingClassifier(
             max_iter=rounds,
             learning_rate=config.learning_rate,
@@ -188,7 +186,7 @@ def _fit_and_score(
         importance = _importance(candidate, staged[:rounds], groups, targets, part, config.seed)
         both = np.union1d(part.train, part.val)
         model = fitted(both if config.refit else part.train, rounds)
-        scores: npt.NDArray[np.float64] = model.predict_proba(_table(groups, part.test))
+        scores: Floats = model.predict_proba(_table(groups, part.test))
     sizes = {"train": len(part.train), "val": len(part.val), "test": len(part.test)}
     chosen = {"val_log_loss": losses[rounds - 1], "at_edge_of_grid": rounds == config.max_iter}
     return scores, staged[rounds - 1], {"rounds": rounds, **sizes, **chosen}, importance
@@ -196,9 +194,9 @@ def _fit_and_score(
 
 def _importance(
     model: Any,
-    staged: Sequence[npt.NDArray[np.float64]],
-    groups: Mapping[str, Floats],
-    targets: npt.NDArray[np.int64],
+    staged: Sequence[Floats],
+    groups: Mapping[str, Singles],
+    targets: Ints,
     part: Part,
     seed: int,
 ) -> dict[str, dict[str, float]]:
@@ -210,7 +208,7 @@ def _importance(
     """
     known = targets[part.val]
 
-    def measure(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def measure(scores: Floats) -> Floats:
         return np.array([log_loss(scores, known), -macro_f1(known, scores.argmax(axis=1), scores.shape[1])])
 
     rng = np.random.default_rng([seed, part.fold or 0])

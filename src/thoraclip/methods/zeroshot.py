@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
@@ -52,22 +52,25 @@ class Config(EncoderConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """Zero-shot scores of every image of a manifest by one encoder."""
+    """Zero-shot scores of N images by one encoder."""
 
-    scores: npt.NDArray[np.float64]  # f64[N, C], rows sum to 1
-    images: npt.NDArray[np.float64]  # f64[N, P], unit vectors
-    prompt_vectors: list[npt.NDArray[np.float64]]  # per class f64[K_c, P], unit vectors
+    scores: Floats  # f64[N, C], rows sum to 1
+    images: Floats  # f64[N, P], unit vectors
+    prompt_vectors: list[Floats]  # per class f64[K_c, P], unit vectors
     logit_scale: float  # of the encoder
 
 
-def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
-    """Softmax over logit scale times cosine, for every image of the context's manifest."""
+def score_images(
+    config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext, rows: Ints | None = None
+) -> Scored:
+    """Softmax over logit scale times cosine, for some rows of the context's manifest, or all."""
     encoder = load_text_encoder(config, "zeroshot")
-    embedded = context.embeddings(config, encoder)
-    images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
+    embedded = context.embeddings(config, encoder, rows)
+    images = context.manifest if rows is None else context.manifest.take(rows)
+    unit = np.asarray(embedded.projected[embedded.rows_for(images)], dtype=np.float64)
     vectors = prompt_vectors(encoder, prompts, labels)
-    scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
-    return Scored(scores, images, vectors, encoder.logit_scale)
+    scores = softmax(encoder.logit_scale * unit @ class_vectors(vectors).T)
+    return Scored(scores, unit, vectors, encoder.logit_scale)
 
 
 def run(config: Config, context: RunContext) -> MethodOutput:
@@ -112,19 +115,19 @@ def _validation_parts(config: Config, labels: LabelSet, context: RunContext) -> 
         return []
 
 
-def prompt_vectors(encoder: DualEncoder, prompts: PromptSet, labels: LabelSet) -> list[npt.NDArray[np.float64]]:
+def prompt_vectors(encoder: DualEncoder, prompts: PromptSet, labels: LabelSet) -> list[Floats]:
     """Per class f64[K_c, P], the unit vectors of its prompts."""
     return [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
 
 
-def class_vectors(vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+def class_vectors(vectors: list[Floats]) -> Floats:
     """Per class f64[K_c, P] unit vectors -> f64[C, P], the unit vector of their mean."""
     means = np.stack([prompts.mean(axis=0) for prompts in vectors])
-    unit: npt.NDArray[np.float64] = means / np.linalg.norm(means, axis=1, keepdims=True)
+    unit: Floats = means / np.linalg.norm(means, axis=1, keepdims=True)
     return unit
 
 
-def _per_prompt(texts: list[tuple[str, ...]], scored: Scored, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _per_prompt(texts: list[tuple[str, ...]], scored: Scored, rows: Ints) -> Ints:
     """i64[len(rows), K]: the class that the k-th prompt of each class names; fewer prompts begin again."""
     singles = range(max(len(t) for t in texts))
     vectors = [np.stack([v[k % len(v)] for v in scored.prompt_vectors]) for k in singles]
@@ -132,7 +135,7 @@ def _per_prompt(texts: list[tuple[str, ...]], scored: Scored, rows: npt.NDArray[
 
 
 def _spread(
-    labels: LabelSet, texts: list[tuple[str, ...]], named: npt.NDArray[np.int64], predictions: Predictions
+    labels: LabelSet, texts: list[tuple[str, ...]], named: Ints, predictions: Predictions
 ) -> list[dict[str, Any]]:
     """Accuracy and macro F1 of every single prompt on the judged rows."""
     position = {image: row for row, image in enumerate(predictions.image_id)}
@@ -148,7 +151,7 @@ def _spread(
     ]
 
 
-def macro_f1(target: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> float:
+def macro_f1(target: Ints, predicted: Ints, classes: int) -> float:
     """Mean F1 over all classes; a class that is never predicted counts 0."""
     from sklearn.metrics import f1_score
 

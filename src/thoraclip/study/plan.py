@@ -97,8 +97,10 @@ def plan_study(
         ThoraclipError: what would stop the study, see `checking.check_study`.
     """
     listed, rows, failed = check_study(config, methods, out), list[Row](), set[str]()
+    entries = [*methods, *few_shot_entries(config, methods)]
     planner = _Planner(config, *_split_manifest(config, listed, out), out, announce)
-    for method in (*methods, *few_shot_entries(config, methods)):
+    planner.followed = {entry.after.name for entry in entries if entry.after}
+    for method in entries:
         for seed, settings, folder in method.runs(out):
             rows.append(row := Row(method.name, method.kind, seed))
             with _errors_of(row):
@@ -148,6 +150,7 @@ class _Planner:
         self.folds = sorted(set(manifest.column("fold")) - {None})
         self._networks = dict[Hashable, MethodEntry]()  # every different one that the runs keep
         self._embedded = set[EncoderConfig]()
+        self.followed = set[str]()  # methods whose adapters later ones use, with the features of all images
         self._timing = Timing(manifest, announce)
 
     def run(self, row: Row, entry: MethodEntry, config: Any, folder: Path) -> None:
@@ -174,13 +177,17 @@ class _Planner:
         for part in trainings if method.trains_network else ():
             self._count_training(row, config, part, targets)
         share = self._count_tokens(row, config, trainings[0], targets) if method.trains_adapters else 1.0
-        for encoder, is_there in encoders.items():
+        scores_alone = method.trains_adapters and row.name not in self.followed
+        for number, (encoder, is_there) in enumerate(encoders.items()):
             if encoder not in self._embedded:
-                self._embedded.add(encoder)
                 if getattr(config, "embeddings", "") or (is_there and self._is_embedded(encoder)):
                     row.cached = ["embeddings"]
+                elif scores_alone:
+                    row.images_encoded += len(trainings[number].test) + len(trainings[number].val)
+                    continue
                 else:
                     row.images_encoded += len(self.manifest)
+                self._embedded.add(encoder)
         row.seconds = _RUN_SECONDS + method.fit_seconds * sum(len(part.train) for part in trainings)
         if row.images_encoded or row.images_trained:
             # a backward pass is two forward ones; with a gradient cache every image goes forward once more

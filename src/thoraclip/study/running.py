@@ -21,7 +21,7 @@ from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.running import run_method
 from thoraclip.methods.tokens import remove_tokens
-from thoraclip.methods.tracking import TrackedRun, results_of, send_results
+from thoraclip.methods.tracking import TrackedRun, results_of
 from thoraclip.runs import (
     Progress,
     canonical_json,
@@ -185,7 +185,8 @@ def _run_entries(
         try:
             if method.after and method.after.name in errors:
                 raise InputError(f"its adapters are those of '{method.after.name}', which failed")
-            results.append(_run_entry(study, method))
+            is_followed = any(other.after and other.after.name == method.name for other in methods)
+            results.append(_run_entry(study, method, is_followed=is_followed))
         except ThoraclipError as error:
             study.log(f"{row} failed: {error}")
             errors[method.name] = error
@@ -197,12 +198,14 @@ def _result(method: MethodEntry, **given: Any) -> MethodResult:
     return MethodResult(name=method.name, kind=method.kind, settings=_settings(method), **given)
 
 
-def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
+def _run_entry(study: Study, method: MethodEntry, *, is_followed: bool) -> MethodResult:
     given: dict[str, Any] = {"cache": study.out / "embeddings", "pixels": study.pixels, "progress": study.progress}
     done, validation = list[tuple[Predictions, Mapping[str, Any]]](), list[tuple[Predictions, ...]]()
     for _, config, folder in method.runs(study.out):
         with unforeseen_errors(folder / "error.txt", study.out):
-            result = run_method(method.kind, config, study.manifest, folder, announce=study.log, **given)
+            result = run_method(
+                method.kind, config, study.manifest, folder, is_followed=is_followed, announce=study.log, **given
+            )
         assert result is not None, "a study runs in one process"
         done.append(result)
         validation.append(read_validation(folder))
@@ -246,8 +249,7 @@ def _send_report(study: Study, report: Mapping[str, Any]) -> None:
     tracked = TrackedRun(trackers, out, fingerprint=digest([study.manifest.fingerprint, settings]), settings=settings)
     prefixes = {method.name: method.folder for method in study.methods} | {MAJORITY: MAJORITY}
     files = [out / "report.json", out / "report.html"]
-    sent = lambda: results_of(report, prefixes, out / "report.md", files)  # noqa: E731
-    send_results(tracked, file_sha256(files[0]), sent, study.log)
+    tracked.send(file_sha256(files[0]), lambda: results_of(report, prefixes, out / "report.md", files), study.log)
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.config import Settings
 from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
 from thoraclip.data.splits import independent_groups
 from thoraclip.data.views import VIEWS, Scene
+from thoraclip.dtypes import Greys, Ints, Masks
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
 from thoraclip.imaging import DECODING, Preprocess
@@ -34,7 +34,7 @@ from thoraclip.methods.audit.probes import (
     view_tests,
 )
 from thoraclip.methods.audit.refits import held_out_folds, refit, shuffled_answers
-from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, choose_images, draw_sample, sample_images
+from thoraclip.methods.audit.sample import AuditSample, AuditTarget, choose_images, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, fills_in_turn, score_views
 from thoraclip.pages import counted
 from thoraclip.proportions import patient_share
@@ -222,8 +222,8 @@ def _sham(seen: Mapping[str, ViewScores]) -> dict[str, Any]:
 
 def _saliency(
     sample: AuditSample,
-    greys: npt.NDArray[np.uint8],
-    lungs: npt.NDArray[np.bool_],
+    greys: Greys,
+    lungs: Masks,
     named: Ints,
     config: AuditConfig,
     announce: Callable[[str], None],

@@ -21,10 +21,11 @@ from thoraclip.data.background import (
 )
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.views import VIEWS
+from thoraclip.dtypes import Floats, Greys, Ints, Masks
 from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
-from thoraclip.methods.audit.sample import AuditSample, Ints
+from thoraclip.methods.audit.sample import AuditSample
 from thoraclip.methods.audit.scoring import ViewScores
 from thoraclip.models.heads import fit_lbfgs
 
@@ -41,7 +42,7 @@ __all__ = [
     "view_tests",
 ]
 
-Floats = npt.NDArray[np.floating[Any]]
+Features = npt.NDArray[np.floating[Any]]
 
 _TREES, _LEAF = 32, 3
 _STROKES, _COLUMNS = 64, 8192
@@ -54,7 +55,7 @@ _FEWEST = 20
 """Images of a value below which it is not asked for."""
 
 
-def probe_answers(features: Floats, target: Ints, fold: Ints, *, l2: float) -> Ints:
+def probe_answers(features: Features, target: Ints, fold: Ints, *, l2: float) -> Ints:
     """i64[N]: the class that a linear probe of the other folds names (see `heads.fit_lbfgs`).
 
     Args:
@@ -76,7 +77,7 @@ def probe_answers(features: Floats, target: Ints, fold: Ints, *, l2: float) -> I
     return answer_held_out(np.isfinite(features).all(axis=1) & (target >= 0), target, fold, named)
 
 
-def tree_answers(features: Floats, target: Ints, fold: Ints, *, seed: int) -> Ints:
+def tree_answers(features: Features, target: Ints, fold: Ints, *, seed: int) -> Ints:
     """i64[N]: the class that extremely randomised trees (Geurts et al. 2006, Mach. Learn. 63:3) name."""
 
     def named(train: Ints, test: Ints) -> Ints:
@@ -92,7 +93,7 @@ def _trees(train: npt.NDArray[Any], target: Ints, test: npt.NDArray[Any], seed: 
     return np.asarray(model.fit(train, target).predict(test), dtype=np.int64)
 
 
-def answer_held_out(asked: npt.NDArray[np.bool_], target: Ints, part: Ints, named: Any) -> Ints:
+def answer_held_out(asked: Masks, target: Ints, part: Ints, named: Any) -> Ints:
     """i64[N]: every part answered by a classifier of all others; -1 where it cannot be, or an image is not asked.
 
     Args:
@@ -128,8 +129,8 @@ def stroke_answers(strokes: npt.NDArray[np.int8], target: Ints, fold: Ints, *, s
 
 
 def background_values(
-    sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_]
-) -> tuple[dict[str, npt.NDArray[np.float64]], npt.NDArray[np.int8]]:
+    sample: AuditSample, greys: Greys, lungs: Masks
+) -> tuple[dict[str, Floats], npt.NDArray[np.int8]]:
     """Group -> f64[N, K] of what is measured outside the lungs, and of all groups; and the strokes, i8[N, K]."""
     paths, hashes, bits = sample.manifest.paths(), sample.manifest.column("sha256"), sample.manifest.bits
     all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
@@ -146,7 +147,7 @@ def background_values(
 
 
 def background_answers(
-    groups: Mapping[str, npt.NDArray[np.float64]], strokes: npt.NDArray[np.int8], target: Ints, fold: Ints, *, seed: int
+    groups: Mapping[str, Floats], strokes: npt.NDArray[np.int8], target: Ints, fold: Ints, *, seed: int
 ) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Trees on each group of features outside the lungs, on all, and on the strokes (see `background_values`)."""
     titles = dict(BACKGROUND) | {"all": ", ".join(list(BACKGROUND)[:-1]) + f" and {list(BACKGROUND)[-1]} together"}

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from thoraclip.data.splits import assign_groups
-from thoraclip.dtypes import Floats
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.evaluation.shortcuts import Answers
 from thoraclip.methods.audit.probes import probe_answers, tree_answers
-from thoraclip.methods.audit.sample import AuditSample, Ints
+from thoraclip.methods.audit.sample import AuditSample
 from thoraclip.methods.audit.scoring import ViewScores
 
 __all__ = ["held_out_folds", "refit", "shuffled_answers", "shuffled_labels"]

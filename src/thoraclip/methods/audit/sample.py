@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from thoraclip.data.batches import grey_batches, pixel_cache
 from thoraclip.data.splits import independent_groups
-from thoraclip.dtypes import Floats, Singles
+from thoraclip.dtypes import Floats, Greys, Ints, Singles
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.audit_power import BEYOND, largest_error, smallest_effect
 from thoraclip.evaluation.audit_reading import MARGIN
@@ -23,8 +23,6 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["AuditSample", "AuditTarget", "choose_images", "draw_sample", "sample_images"]
-
-Ints = npt.NDArray[np.int64]
 
 
 class AuditTarget(Protocol):
@@ -150,12 +148,9 @@ def _rank(keys: tuple[npt.NDArray[Any], ...], group: Ints) -> Ints:
     return rank
 
 
-def sample_images(
-    sample: AuditSample, manifest: Manifest, spec: Preprocess, pixels: Path | None
-) -> npt.NDArray[np.uint8]:
+def sample_images(sample: AuditSample, manifest: Manifest, spec: Preprocess, pixels: Path | None) -> Greys:
     """u8[N, S, S] of the sample, out of the whole manifest's pixel cache where there is a folder for it."""
     if pixels is None:
         return np.concatenate([greys for _, greys in grey_batches(sample.manifest, spec, batch_size=256)])
-    row = {image: number for number, image in enumerate(manifest.column("image_id"))}
-    rows = np.array([row[image] for image in sample.manifest.column("image_id")], dtype=np.int64)
-    return np.array(pixel_cache(manifest, spec, pixels).arrays["pixels"][rows])
+    cached = pixel_cache(manifest, spec, pixels)
+    return np.array(cached.arrays["pixels"][cached.rows_for(sample.manifest)])

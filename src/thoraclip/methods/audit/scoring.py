@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.data.views import FILLS, VIEWS, Scene, make_view
+from thoraclip.dtypes import Floats, Ints, Masks, Singles
 from thoraclip.predictor import Looker
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["ViewScores", "choose_partners", "fills_in_turn", "score_views"]
-
-Ints = npt.NDArray[np.int64]
 
 _ANSWERS = ArrayKind(
     name="answers", arrays={"features": ("float32", 2), "scores": ("float64", 2)}, schema=1, remedy="thoraclip audit"
@@ -29,8 +27,8 @@ _ANSWERS = ArrayKind(
 class ViewScores:
     """Features and scores of N images under one view; NaN where an image was not shown."""
 
-    features: npt.NDArray[np.float32]  # f32[N, D]
-    scores: npt.NDArray[np.float64]  # f64[N, C]
+    features: Singles  # f32[N, D]
+    scores: Floats  # f64[N, C]
 
     @property
     def named(self) -> Ints:
@@ -39,9 +37,7 @@ class ViewScores:
         return np.where(shown, np.nan_to_num(self.scores).argmax(axis=1), -1).astype(np.int64)
 
 
-def choose_partners(
-    target: Ints, groups: Ints, part: Ints, usable: npt.NDArray[np.bool_], *, seed: int
-) -> tuple[Ints, Ints, Ints]:
+def choose_partners(target: Ints, groups: Ints, part: Ints, usable: Masks, *, seed: int) -> tuple[Ints, Ints, Ints]:
     """For every image one of another group: of its class, of another class, of any; -1 where there is none.
 
     A partner is of the same part, so that the classifier that is asked was not trained on it: it could know the

@@ -14,17 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from thoraclip.data.batches import pixel_cache
 from thoraclip.documents import parse_json
+from thoraclip.dtypes import Floats, Greys, Ints
 from thoraclip.errors import InputError
 from thoraclip.evaluation.figures import training_figure
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods.parts import Part, parts_of
-from thoraclip.methods.running import MethodOutput, RunContext, Scores, pooled_predictions
+from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
 from thoraclip.methods.tracking import TrackedRun
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.processes import ProcessGroup
@@ -70,7 +68,7 @@ class FoldTraining(Generic[C]):
         return Checkpoint(file, token=self.token, minutes=self.config.checkpoint_minutes)
 
     @cached_property
-    def targets(self) -> npt.NDArray[np.int64]:
+    def targets(self) -> Ints:
         """i64[N]: the class of every row of the manifest, -1 where unknown."""
         return self.context.manifest.targets(self.labels)
 
@@ -84,12 +82,12 @@ class FoldTraining(Generic[C]):
         """The order of the training images."""
         return sampler_of(self.config, self.part, self.targets)
 
-    def images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
+    def images(self, spec: Preprocess) -> Greys:
         """u8[N, S, S] from the pixel cache."""
         folder = self.context.pixels or self.context.folder.path / "pixels"
         return pixel_cache(self.context.manifest, spec, folder, progress=self.context.progress).arrays["pixels"]
 
-    def shared_images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
+    def shared_images(self, spec: Preprocess) -> Greys:
         """The same in all processes, of which the first one makes the cache."""
         if not self.group.is_main:
             self.group.wait()
@@ -121,7 +119,7 @@ class FoldTraining(Generic[C]):
         }
 
 
-def sampler_of(config: TrainingSettings, part: Part, targets: npt.NDArray[np.int64]) -> Sampler:
+def sampler_of(config: TrainingSettings, part: Part, targets: Ints) -> Sampler:
     """The order of the training images of a part; few shots are one batch where they fill none.
 
     Args:
@@ -145,7 +143,7 @@ def train_folds(
     *,
     read_note: Callable[[Path], Mapping[str, Any]],
     train: Callable[[FoldTraining[C]], None],
-    score: Callable[[FoldTraining[C]], tuple[Scores, Scores]],
+    score: Callable[[FoldTraining[C]], tuple[Floats, Floats]],
 ) -> MethodOutput | None:
     """Train once per fold (or once for the split), score its test images, pool.
 

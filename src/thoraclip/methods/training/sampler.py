@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import ConfigError
 
 __all__ = ["Batch", "Sampler", "learning_rate_at"]
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,8 @@ class Batch:
     """The images of one optimiser's step."""
 
     step: int  # its number, from 0
-    rows: Rows  # i64[B] rows of the manifest
-    samples: Rows  # i64[B], a number for each draw: the row, and another one where a row is drawn again within an epoch
+    rows: Ints  # i64[B] rows of the manifest
+    samples: Ints  # i64[B], a number for each draw: the row, and another one where a row is drawn again within an epoch
 
 
 class Sampler:
@@ -41,11 +39,11 @@ class Sampler:
     """
 
     def __init__(
-        self, rows: Rows, targets: Rows, *, total: int, batch_size: int, sampling: str = "shuffle", seed: int = 0
+        self, rows: Ints, targets: Ints, *, total: int, batch_size: int, sampling: str = "shuffle", seed: int = 0
     ) -> None:
         self._rows, self._targets, self._total, self._seed = rows, targets, total, seed
         self._balanced, self._batch = sampling == "balanced", batch_size
-        self._epoch: tuple[int, Rows] = (-1, rows)
+        self._epoch: tuple[int, Ints] = (-1, rows)
         draws = len(self._order(0))
         if batch_size > draws:
             raise ConfigError(
@@ -61,7 +59,7 @@ class Sampler:
         drawn = self._epoch[1][place * self._batch : (place + 1) * self._batch]
         return Batch(step, drawn % self._total, drawn)
 
-    def _order(self, epoch: int) -> Rows:
+    def _order(self, epoch: int) -> Ints:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
         if not self._balanced:
             return self._rows[rng.permutation(len(self._rows))]
