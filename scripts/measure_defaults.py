@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 
 import thoraclip
+from thoraclip.runs import digest
 
 START: Mapping[str, Any] = {
     "loss": "prompt_ce",
@@ -74,8 +75,8 @@ def _measure(asked: argparse.Namespace, settings: Mapping[str, Any], images: int
     scores, seconds = [], []
     steps = max(1, images // settings["batch_size"])
     for seed in range(asked.seeds):
-        name = "-".join(f"{value}" for value in (*(settings[key] for key in START), images, asked.validations, seed))
-        folder, began = asked.out / name, time.process_time()
+        name = digest([str(asked.manifest), asked.model, settings, images, asked.validations])[:16]
+        folder, began = asked.out / f"{name}-seed-{seed}", time.process_time()
         given = {**settings, "steps": steps, "validate_every": max(1, steps // asked.validations), "seed": seed}
         if not (folder / "seconds.json").is_file():
             with mock.patch("thoraclip.methods.finetune._score", _unscored):

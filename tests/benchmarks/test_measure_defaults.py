@@ -27,7 +27,13 @@ def test_trainings_that_differ_have_folders_of_their_own(tmp_path: Path, monkeyp
         (out / "details.json").write_text(json.dumps({"chosen": chosen}))
 
     monkeypatch.setattr(thoraclip, "finetune", finetune, raising=False)
-    for validations, expected in ((8, 1 / 50), (4, 1 / 100), (8, 1 / 50)):
-        asked = argparse.Namespace(manifest=Path("m"), model="m", out=tmp_path, seeds=1, validations=validations)
-        assert script._measure(asked, script.START, 12_800)[0] == [expected]
-    assert trained == [50, 100]
+    for validations, model, more, expected in (
+        (8, "m", {}, 1 / 50),
+        (4, "m", {}, 1 / 100),
+        (8, "m", {}, 1 / 50),
+        (8, "n", {}, 1 / 50),
+        (8, "m", {"precision": "fp32"}, 1 / 50),
+    ):
+        asked = argparse.Namespace(manifest=Path("m"), model=model, out=tmp_path, seeds=1, validations=validations)
+        assert script._measure(asked, {**script.START, **more}, 12_800)[0] == [expected]
+    assert trained == [50, 100, 50, 50]

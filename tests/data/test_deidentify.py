@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import stat
 from pathlib import Path
 
@@ -22,6 +23,28 @@ def test_the_secret_is_made_once_for_this_user_alone(tmp_path: Path, monkeypatch
     assert local_salt() != salt
 
 
+def test_a_kill_leaves_no_half_secret_and_of_two_first_runs_one_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    link = os.link
+
+    def killed(source: str, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    def second(source: str, target: Path) -> None:
+        target.write_text("ab" * 32)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        local_salt()
+    assert list(salt_file().parent.iterdir()) == []
+    monkeypatch.setattr(os, "link", second)
+    assert local_salt() == b"\xab" * 32
+    assert list(salt_file().parent.iterdir()) == [salt_file()]
+
+
 def test_a_misspelt_file_makes_no_new_secret(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nosuch: no such salt file; name an existing one .*patient-salt"):
         local_salt(tmp_path / "nosuch")
@@ -37,7 +60,11 @@ def test_a_pseudonym_is_the_cut_hmac() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("not hex", "holds no patient salt"), ("", "of 0 bytes is too short"), ("abcd", "of 2 bytes is too short")],
+    [
+        ("not hex", "holds no patient salt"),
+        ("", "of 0 bytes is too short.*name another --salt"),
+        ("abcd", "of 2 bytes is too short"),
+    ],
 )
 def test_a_bad_secret_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "salt").write_text(text)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from thoraclip.data.batches import in_batches
@@ -135,17 +136,20 @@ def local_salt(file: Path | None = None) -> bytes:
         raise InputError(f"{file}: no such salt file; name an existing one (the default is {salt_file()})")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as stream:
+        if not path.exists():  # a temporary file is readable for this user alone; whole, or not there
+            with NamedTemporaryFile("w", dir=path.parent, encoding="ascii") as stream, suppress(FileExistsError):
                 stream.write(secrets.token_bytes(32).hex() + "\n")
+                stream.flush()
+                os.link(stream.name, path)
         salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except OSError as error:
         raise InputError(f"{path}: the patient salt cannot be kept ({error.strerror}); name another --salt") from error
     except ValueError as error:
         raise InputError(f"{path}: holds no patient salt (hexadecimal digits); name another --salt") from error
     if len(salt) < 16:
-        raise InputError(f"{path}: a patient salt of {len(salt)} bytes is too short; 16 or more are needed")
+        raise InputError(
+            f"{path}: a patient salt of {len(salt)} bytes is too short, 16 or more are needed; name another --salt"
+        )
     return salt
 
 
