@@ -28,6 +28,7 @@ from thoraclip.methods import losses
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.training import images as training_images
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors
@@ -215,7 +216,7 @@ class TestContrast:
         self, augmentation: str, captioned: ContrastiveStep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         contrast, calls = with_settings(captioned, augmentation=augmentation, seed=9), list[Any]()
-        monkeypatch.setattr(module, "augment", lambda greys, *given, **named: calls.append((greys.tolist(), *given, named)) or greys)  # fmt: skip
+        monkeypatch.setattr(training_images, "augment", lambda greys, *given, **named: calls.append((greys.tolist(), *given, named)) or greys)  # fmt: skip
         contrast._images_of(Batch(7, ROWS[3:5], ROWS[3:5] + 100))
         chosen = AUGMENTATIONS[augmentation]
         expected = (contrast.greys[3:5].tolist(), chosen, {"seed": 9, "step": 7, "samples": [103, 104]})
