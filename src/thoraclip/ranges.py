@@ -21,9 +21,9 @@ from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, syste
 
 __all__ = [
     "NAMED", "AnyBatchSize", "AuditImages", "BatchSize", "Bits", "Count", "FoldCount", "FoldNumber", "Fraction",
-    "Geometry", "ImageCount", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples", "RuntimeName",
-    "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight", "Weighting", "WordOr",
-    "Workers", "bind", "checked", "conform", "range_text", "require_path",
+    "Geometry", "ImageCount", "Joined", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples",
+    "RuntimeName", "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight",
+    "Weighting", "WordOr", "Workers", "bind", "checked", "conform", "range_text", "require_path",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -63,6 +63,16 @@ class OneOf:
 
     def __str__(self) -> str:
         return ", ".join(self.names)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """`none`, or some names in a registry, joined by `+`, each of them once."""
+
+    names: Collection[str]
+
+    def __str__(self) -> str:
+        return f"none, {', '.join(self.names)}, or several joined by +"
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,8 @@ def conform(name: str, value: Any, kind: Any) -> Any:
         return kind(value)
     if kind is str:
         text = _text(name, value)
+        if isinstance(limits, Joined):
+            return _joined(name, text, limits.names)
         if limits and text not in limits.names:
             raise ConfigError(f"unknown {name} '{shown(text)[1:-1]}'{did_you_mean(text, limits.names)}")
         return text
@@ -158,6 +170,16 @@ def conform(name: str, value: Any, kind: Any) -> Any:
         wanted = "true or false" if kind is bool else f"a {kind.__name__}"
         raise ConfigError(f"{name} = {shown(value)}: {wanted} is needed")
     return value
+
+
+def _joined(name: str, text: str, names: Collection[str]) -> str:
+    parts = [] if text == "none" else text.split("+")
+    for part in parts:
+        if part not in names:
+            raise ConfigError(f"unknown {name} '{shown(part)[1:-1]}'{did_you_mean(part, ['none', *names])}")
+        if parts.count(part) > 1:
+            raise ConfigError(f"{name} = '{text}': '{part}' stands there twice; name it once")
+    return text
 
 
 def _items(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -322,6 +322,15 @@ def test_a_mask_that_the_crop_leaves_nothing_of_is_set_aside(manifest: Manifest)
     assert [reason for _, reason in found.set_aside] == ["no part of the mask is left by geometry 'crop'"]
 
 
+def test_regions_lie_in_what_a_remedy_keeps(manifest: Manifest) -> None:
+    few = with_masks(manifest, [3, 9, 20]).take(np.array([20, 3]))
+    spec = Preprocess(size=24, remedy="centre+equalise")
+    for source in ("given", "estimate"):
+        whole, kept = (lung_masks(few, one, source=source).masks for one in (Preprocess(size=240), spec))
+        inner = whole[:, 24:-24, 24:-24].reshape(len(few), 24, 8, 24, 8).mean(axis=(2, 4)) > 0.5
+        assert (inner == kept).mean() > 0.93 and kept.any()
+
+
 def a_models_bare_mask(grey: Grey) -> Mask:
     mask = two_lungs(grey.shape)
     mask[:, grey.shape[1] // 2 :] &= shift_of(grey) != 0

@@ -83,3 +83,15 @@ assert why_no_mask(folder / "lungs.png", folder / "chest.png") is None
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), here.heat)
         with Image.open(tmp_path / f"{name}.png") as sheet:
             assert json.loads(sheet.info["thoraclip"]) == here.as_dict()
+
+
+def test_what_a_remedy_cuts_off_is_not_seen(chest: Path) -> None:
+    remedied = PatchReader(32, slice(8, 16), slice(4, 12))
+    remedied.preprocess = replace(READER.preprocess, remedy="centre")
+    found, plain = explain_picture(remedied, chest), explain_picture(READER, chest)
+    side, cut = len(found.grey), round(0.1 * len(found.grey))
+    rows = np.flatnonzero(found.seen.any(axis=1))
+    assert abs(rows[0] - cut) <= 2 and abs(side - 1 - rows[-1] - cut) <= 2
+    assert not found.heat[~found.seen].any() and np.array_equal(found.grey, plain.grey)
+    at = [np.average(np.arange(side), weights=one.heat.sum(axis=1)) / side for one in (found, plain)]
+    assert at[0] == pytest.approx(0.1 + 0.8 * at[1], abs=0.02), "a place in the part that is kept"

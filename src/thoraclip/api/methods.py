@@ -85,6 +85,7 @@ def embed(
     out: File,
     adapter: Model = "",
     geometry: Geometry = "squash",
+    remedy: str = "none",
     batch_size: AnyBatchSize = 0,
     precision: Precision = "auto",
     runtime: RuntimeName = "auto",
@@ -105,6 +106,7 @@ def embed(
         out: folder to write to.
         adapter: PEFT adapter folder; default: none.
         geometry: squash, crop or pad.
+        remedy: what is done to every picture against shortcuts: names joined by +, see docs/remedies.md.
         batch_size: images per forward pass; 0: what suits the device.
         precision: fp32, bf16 or auto.
         runtime: fp32 on a CPU: torch, onnxruntime or openvino, or auto: the fastest for long work, equal to 1e-5.

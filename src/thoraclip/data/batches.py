@@ -111,8 +111,7 @@ def pixel_cache(
     A killed pass goes on where it stopped and ends with the same bytes; InputError where the disk has no room. `root`
     holds a folder for each set of images and geometry; mean and std do not matter; `progress` gets (done, total).
     """
-    # the part of the spec that decides the pixels; mean and std come later
-    geometry = {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}
+    geometry = spec.pixels
     fingerprint = digest([manifest.content_fingerprint, geometry, DECODING])
     folder = Path(root) / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
     if is_valid(folder, PIXELS, fingerprint):

@@ -13,6 +13,7 @@ from thoraclip.dtypes import Masks, Singles
 from thoraclip.errors import ImageError, first_line, named
 from thoraclip.imaging import MAX_PIXELS, Preprocess, fit, read_bytes
 from thoraclip.imaging.dicom import refuse_many_scans
+from thoraclip.imaging.remedies import NONE
 
 __all__ = ["fit_mask", "mask_problem", "read_mask"]
 
@@ -80,5 +81,6 @@ def mask_problem(mask: Masks) -> str | None:
 
 
 def fit_mask(mask: Masks, spec: Preprocess) -> Masks:
-    """bool[H, W] -> bool[S, S] as `imaging.fit` does with the image (and raises), nearest; bars are outside."""
-    return fit(np.where(mask, 255, 0).astype(np.uint8), replace(spec, resample="nearest")) > 127
+    """bool[H, W], of what the spec's remedy keeps of an image (`imaging.kept_box`), -> bool[S, S] as `imaging.fit` does
+    with the image (and raises), nearest; bars are outside."""
+    return fit(np.where(mask, 255, 0).astype(np.uint8), replace(spec, resample="nearest", remedy=NONE)) > 127

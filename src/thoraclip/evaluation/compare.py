@@ -20,7 +20,7 @@ from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
 from thoraclip.proportions import t_quantile
 
-__all__ = ["ALPHA", "COMPARED", "MODELS", "Contestant", "compare", "correct_p", "holm", "t_test"]
+__all__ = ["ALPHA", "COMPARED", "MODELS", "Contestant", "compare", "correct_p", "holm", "pair", "t_test"]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""
@@ -69,14 +69,15 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
     """
     rows: list[dict[str, Any]] = []
     for metric in COMPARED:
-        family = [_pair(a, b, metric, intervals, groups) for a, b in combinations(contestants, 2)]
+        family = [pair(a, b, metric, intervals, groups) for a, b in combinations(contestants, 2)]
         for name in ("p", "mcnemar_p"):
             correct_p(family, name)
         rows += family
     return rows
 
 
-def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, groups: Ints) -> dict[str, Any]:
+def pair(a: Contestant, b: Contestant, metric: str, intervals: bool, groups: Ints) -> dict[str, Any]:
+    """One row of `compare`, not yet corrected for the number of pairs; arguments as there."""
     difference = a.values[metric] - b.values[metric]
     training = difference_variances([(one.trainings[metric], one.trained) for one in (a, b)])
     row: dict[str, Any] = {"a": a.name, "b": b.name, "metric": metric, "difference": difference}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ import numpy as np
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
-from thoraclip.evaluation.compare import correct_p, t_test
+from thoraclip.evaluation.compare import Contestant, correct_p, pair, t_test
 from thoraclip.evaluation.entries import mean_estimate, metric_estimate, training_values
 from thoraclip.evaluation.intervals import Estimate, difference_interval
-from thoraclip.evaluation.metrics import Scored, per_class
+from thoraclip.evaluation.metrics import METRICS, Scored, per_class
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
@@ -31,6 +32,7 @@ __all__ = ["DROPS", "ExternalResult", "Sample", "difference", "external_entries"
 DROPS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 """Metrics whose drop is told."""
 _MEASURED = (*DROPS, "ece")
+MAIN = "macro_f1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +70,18 @@ class Sample:
 
 
 def external_entries(
-    results: Sequence[ExternalResult], inside: Aligned, *, resamples: int, seed: int
+    results: Sequence[ExternalResult],
+    inside: Aligned,
+    *,
+    pairs: Sequence[tuple[str, str]] = (),
+    resamples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """An entry of the report for each external set; `inside` are the study's judged images and every method's scores.
 
     Args:
+        pairs: methods whose macro F1 outside is compared; see `compare.pair`. Their rows are `comparisons` of the
+            entry, one family for Holm's correction.
         resamples: of each set.
         seed: of the resampling inside; outside it is the next number, so that the two are independent.
 
@@ -81,7 +90,37 @@ def external_entries(
             `align.align`.
     """
     known: dict[tuple[str, tuple[str, ...]], Sample] = {}
-    return [_entry(one, inside, known, resamples, seed) for one in results]
+    entries = [_entry(one, inside, known, resamples, seed) for one in results]
+    for one, entry in zip(results, entries, strict=True):
+        if pairs:
+            entry["comparisons"] = _compared(one, pairs, resamples, seed + 1)
+    return entries
+
+
+def _compared(one: ExternalResult, pairs: Sequence[tuple[str, str]], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Of the pairs of which both methods were scored."""
+    known = {method.name: method for method in one.methods}
+    pairs = [both for both in pairs if {*both} <= known.keys()]
+    if not pairs:
+        return []
+    outside = align([known[name] for name in dict.fromkeys(name for both in pairs for name in both)])
+    intervals, every = outside.group_count > 1, [t for tables in outside.scored.values() for t in tables]
+    given: dict[str, Any] = {"resamples": resamples, "seed": seed, "names": [MAIN]}
+    drawn = iter(replicate(every, outside.groups, **given) if intervals else [])
+    contestants = dict[str, Contestant]()
+    for name, tables in outside.scored.items():
+        mine = [row.headline[MAIN] for row in islice(drawn, len(tables))]
+        contestants[name] = Contestant(
+            name,
+            {MAIN: float(np.mean([METRICS[MAIN].point(table) for table in tables]))},
+            {MAIN: np.mean(mine, axis=0)} if mine else {},
+            None,
+            training_values(tables, np.zeros_like(outside.target), names=[MAIN]),
+            known[name].is_trained,
+        )
+    rows = [pair(contestants[a], contestants[b], MAIN, intervals, outside.groups) for a, b in pairs]
+    correct_p(rows)
+    return rows
 
 
 def _entry(

@@ -22,6 +22,7 @@ __all__ = [
     "forest_figure",
     "learning_figure",
     "reliability_figure",
+    "remedies_figure",
     "selective_figure",
     "training_figure",
 ]
@@ -121,6 +122,34 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
         drawing.name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
         figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, handletextpad=0.2)
         return drawing.svg(figure, f"dumbbell {name}")
+
+
+def remedies_figure(remedies: Entry, where: str) -> str:
+    """The main metric inside against that on the external set `where`, with intervals: a point for each remedy, a
+    colour for each method, filled without a remedy; on the dashed line nothing is lost."""
+    rows = [row for row in remedies["rows"] if row["outside"][where]["value"] is not None]
+    plain = list(dict.fromkeys(row["plain"] for row in rows))
+    with drawing.new_figure(4.8, 4.3 + 0.19 * len(plain)) as figure:
+        axes = figure.add_subplot()
+        for row in rows:
+            colour, is_plain = COLOURS[plain.index(row["plain"]) % len(COLOURS)], row["method"] == row["plain"]
+            place, spread = zip(*(_percent(entry) for entry in (row["inside"], row["outside"][where])), strict=True)
+            fill, label = (colour, shorten(row["plain"], 48)) if is_plain else ("white", "")
+            look: dict[str, Any] = {"color": colour, "elinewidth": 0.8, "markersize": 6, "markerfacecolor": fill}
+            axes.errorbar(place[0], place[1], xerr=spread[0], yerr=spread[1], fmt="o", label=label, **look)
+            if not is_plain:
+                look = {"xytext": (-5, 3), "textcoords": "offset points", "ha": "right"}
+                axes.annotate(shorten(row["remedy"]), place, fontsize=7.5, color=colour, **look)
+        percent_axes(axes, "macro F1 inside (%)", f"macro F1 on {shorten(where)} (%)")
+        figure.legend(loc="outside lower left", fontsize=8)
+        return drawing.svg(figure, f"remedies {where}")
+
+
+def _percent(entry: Entry) -> tuple[float, list[list[float]]]:
+    """A value in per cent, and how far the ends of its interval lie below and above."""
+    value = float(entry["value"])
+    low, high = (value if entry[end] is None else entry[end] for end in ("low", "high"))
+    return 100 * value, [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 
 def learning_figure(curve: Entry) -> str:

@@ -174,6 +174,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "outside": [row for row in report["published"] if row.get("of") not in beside],
         "versus_best": versus_best,
         "encoders": report.get("encoders"),
+        "remedies": report.get("remedies"),
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],

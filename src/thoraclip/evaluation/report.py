@@ -23,6 +23,7 @@ from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.predictive import require_classes
 from thoraclip.evaluation.reading import reading, verdict
+from thoraclip.evaluation.remedies import remedies_entry, remedies_reading
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
@@ -66,6 +67,7 @@ def judge(
     few_shot: FewShot | None = None,
     groups: Mapping[str, Mapping[str, str | None]] | None = None,
     prevalence: Mapping[str, float] = MappingProxyType({}),
+    remedies: Mapping[str, tuple[str, str]] = MappingProxyType({}),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare methods on the same images; the result is `report.json` as a mapping.
@@ -88,6 +90,7 @@ def judge(
         groups: column (sex, view, ...) -> image id -> group, see `subgroups.group_columns`; `None` without a
             manifest.
         prevalence: class -> share of the patients elsewhere who have it, for predictive values.
+        remedies: method -> (the same method without a remedy, name of the remedy), see `remedies.remedies_entry`.
         notes: sentences that end the reading of what was judged.
 
     Raises:
@@ -119,10 +122,10 @@ def judge(
         "provenance": provenance or {},
     }
     if len(failed) < len(methods):
-        report |= _judged(methods, external, few_shot, groups, prevalence, resamples, seed)
+        report |= _judged(methods, external, few_shot, groups, prevalence, remedies, resamples, seed)
     report["statistics"] = statistical_methods(report)
     report["reading"] = [*reading(report), *learning_reading(report), *usefulness_reading(report)]
-    report["reading"] += [*external_reading(report), *notes]
+    report["reading"] += [*external_reading(report), *remedies_reading(report), *notes]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
     return dict(plain(report))
@@ -188,6 +191,7 @@ def _judged(
     few_shot: FewShot | None,
     groups: Mapping[str, Mapping[str, str | None]] | None,
     prevalence: Mapping[str, float],
+    remedies: Mapping[str, tuple[str, str]],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -224,6 +228,9 @@ def _judged(
     entries = [entry | useful[entry["name"]] for entry in entries]
     comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
     curve = {"learning_curve": learning_curve(few_shot, entries, aligned, **resampling)} if few_shot else {}
+    pairs = [(name, plain) for name, (plain, _) in remedies.items()]
+    outside = external_entries(external, aligned, pairs=pairs, **resampling)
+    curve |= {"remedies": remedies_entry(remedies, entries, comparisons, outside)} if remedies else {}
     return {
         "classes": list(aligned.labels.names),
         "verdict": verdict(entries, comparisons),
@@ -237,7 +244,7 @@ def _judged(
         "bootstrap": {**resampling, "level": LEVEL, "unit": aligned.unit},
         "methods": entries,
         "comparisons": comparisons,
-        "external": external_entries(external, aligned, **resampling),
+        "external": outside,
         **curve,
     }
 

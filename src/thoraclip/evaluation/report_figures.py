@@ -15,13 +15,16 @@ __all__ = ["report_figures"]
 
 def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`, `learning
-    curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `audit METHOD`, where the
-    report (content of `report.json`) has what they show."""
+    curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `remedies SET`, `audit
+    METHOD`, where the report (content of `report.json`) has what they show."""
     found: dict[str, Callable[[], str]] = {}
     for one in report.get("external", ()):
         if one["methods"]:
             name = one["name"]
             found[f"external {name}"] = partial(figures.dumbbell_figure, ordered_outside(report, one), name)
+    if remedies := report.get("remedies"):
+        for where in remedies["sets"]:
+            found[f"remedies {where}"] = partial(figures.remedies_figure, remedies, where)
     for name, one in report.get("audits", {}).items():
         found[f"audit {name}"] = partial(figures.audit_figure, one["tests"])
     if (verdict := report["verdict"]) is None:

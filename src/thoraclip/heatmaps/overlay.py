@@ -37,7 +37,8 @@ def display_size(height: int, width: int) -> tuple[int, int]:
 
 
 def spread(heat: Singles, spec: Preprocess, height: int, width: int) -> tuple[Singles, Masks]:
-    """Lay a map f32[S, S] of the network's input over the image that `imaging.fit` made the input of; its inverse.
+    """Lay a map f32[S, S] of the network's input over the image, or the part that a remedy keeps of it, that
+    `imaging.fit` made the input of; its inverse.
 
     Returns f32[height, width] (an image's or its display's), 0 where the network sees nothing, and bool[height, width],
     False there (`crop` cuts it off).

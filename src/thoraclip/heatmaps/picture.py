@@ -21,6 +21,7 @@ from thoraclip.heatmaps.overlay import display_size, draw_overlay, spread
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import decode, fit, normalise
 from thoraclip.imaging.preprocessing import resize
+from thoraclip.imaging.remedies import kept_box
 from thoraclip.labels import LabelSet
 from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
@@ -141,7 +142,12 @@ def explain_pixels(
     chosen = names.index(class_name) if class_name else int(scores.argmax())
     heat = heat_map(classifier, grey, chosen, method=method, seed=seed)
     height, width = display_size(*pixels.shape)
-    shown, seen = spread(heat, classifier.preprocess, height, width)
+    box = kept_box(pixels, classifier.preprocess.remedy)
+    sides = (width / pixels.shape[1], height / pixels.shape[0]) * 2
+    left, top, right, bottom = (round(place * side) for place, side in zip(box, sides, strict=True))
+    shown, seen = np.zeros((height, width), dtype=np.float32), np.zeros((height, width), dtype=bool)
+    inner = spread(heat, classifier.preprocess, bottom - top, right - left)
+    shown[top:bottom, left:right], seen[top:bottom, left:right] = inner
     return Explanation(
         label=names[chosen],
         scores=dict(zip(names, scores.tolist(), strict=True)),

@@ -13,8 +13,9 @@ from PIL import Image
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.imaging.decoding import MAX_PIXELS, Radiograph
-from thoraclip.ranges import GEOMETRIES, Geometry, OneOf, conform
-from thoraclip.shapes import check, number, one_of, optional, sequence, table, whole
+from thoraclip.imaging.remedies import NONE, REMEDIES, cropped, remedied
+from thoraclip.ranges import GEOMETRIES, Geometry, Joined, OneOf, conform
+from thoraclip.shapes import check, number, one_of, optional, sequence, table, text, whole
 
 __all__ = ["Preprocess", "check_pixels", "fit", "normalise", "perceptual_hash", "preprocess", "resize"]
 
@@ -29,7 +30,8 @@ PREPROCESS_SHAPE = table(
     resample=one_of(*_RESAMPLE),
     mean=sequence(number(-1e3, 1e3), 3, 3),
     std=sequence(number(1e-6, 1e3), 3, 3),
-    may=["size", "geometry", "short_side", "resample", "mean", "std"],
+    remedy=text,
+    may=["size", "geometry", "short_side", "resample", "mean", "std", "remedy"],
 )
 """Of `Preprocess.as_dict`."""
 
@@ -45,6 +47,7 @@ class Preprocess:
         short_side: `size` or larger; `size` where it is not given.
         resample: `nearest`, `bilinear`, `bicubic` or `lanczos` (Pillow's, antialiased).
         mean, std: per channel, in units of [0, 1] pixels.
+        remedy: names of `remedies.REMEDIES` joined by `+`, or `none`.
 
     Raises:
         ConfigError: a value is unknown or out of range.
@@ -56,10 +59,12 @@ class Preprocess:
     resample: str = "bicubic"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    remedy: str = NONE
 
     def __post_init__(self) -> None:
         conform("geometry", self.geometry, Geometry)
         conform("resample", self.resample, Annotated[str, OneOf(_RESAMPLE)])
+        conform("remedy", self.remedy, Annotated[str, Joined(REMEDIES)])
         check(vars(self), PREPROCESS_SHAPE, "preprocess", error=ConfigError, remedy="mend it")
         if self.short_side is not None and self.short_side < self.size:
             raise ConfigError(f"size {self.size}, short_side {self.short_side}: short_side >= size is needed")
@@ -73,8 +78,14 @@ class Preprocess:
         return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form, for files and fingerprints."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """JSON-able form, for files and fingerprints; without a remedy nothing is said of one."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key != "remedy" or value != NONE}
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """The part of it that decides what `fit` gives; mean and std come later."""
+        return {key: value for key, value in self.as_dict().items() if key not in ("mean", "std")}
 
 
 def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
@@ -89,9 +100,9 @@ def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling
 
 
 def fit(pixels: Greys, spec: Preprocess) -> Greys:
-    """Bring u8[H, W] to u8[size, size] by the spec's geometry; raises ImageError where `crop` would blow a strip up to
-    more than 100 megapixels."""
-    image = Image.fromarray(pixels)
+    """Bring u8[H, W] to u8[size, size] by the spec's remedy and geometry; raises ImageError where `crop` would blow a
+    strip up to more than 100 megapixels."""
+    image = Image.fromarray(cropped(pixels, spec.remedy))
     resample = _RESAMPLE[spec.resample]
     if spec.geometry in {"squash", "crop"}:
         short = spec.short_side or spec.size
@@ -101,14 +112,16 @@ def fit(pixels: Greys, spec: Preprocess) -> Greys:
         if width * height > MAX_PIXELS:
             size = f"{image.width} x {image.height} pixels"
             raise ImageError(f"{size}: too long a strip for geometry 'crop'; use squash or pad")
-        image = resize(image, (width, height), resample)
+        small = remedied(np.asarray(resize(image, (width, height), resample)), spec.remedy)
         left, top = (width - spec.size) // 2, (height - spec.size) // 2
-        return np.asarray(image.crop((left, top, left + spec.size, top + spec.size)))
+        return small[top : top + spec.size, left : left + spec.size]
     scale = spec.size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new("L", (spec.size, spec.size), 0)
-    canvas.paste(resize(image, (width, height), resample), ((spec.size - width) // 2, (spec.size - height) // 2))
-    return np.asarray(canvas)
+    canvas = np.zeros((spec.size, spec.size), dtype=np.uint8)
+    left, top = (spec.size - width) // 2, (spec.size - height) // 2
+    small = np.asarray(resize(image, (width, height), resample))
+    canvas[top : top + height, left : left + width] = remedied(small, spec.remedy)
+    return canvas
 
 
 def normalise(grey: Greys, spec: Preprocess) -> Singles:

@@ -107,6 +107,7 @@ def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
         pretrained=config.pretrained,
         seed=config.seed,
         geometry=config.geometry,
+        remedy=config.remedy,
         precision=config.precision,
         device=str(training.group.device),
     )

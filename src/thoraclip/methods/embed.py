@@ -16,6 +16,7 @@ from thoraclip.documents import kept_json
 from thoraclip.dtypes import Greys, Ints, Singles
 from thoraclip.errors import MismatchError
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.remedies import NONE
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.engines import Engine, Features, Pictures, by_processes, by_threads, cut, in_runtime, measured
 from thoraclip.models.files import description
@@ -74,8 +75,9 @@ def cached_embeddings(
         )
     if dict(finished.preprocess) != encoder.preprocess.as_dict():
         raise MismatchError(
-            f"{config.embeddings}: made with geometry '{finished.preprocess.get('geometry')}' and another "
-            f"preprocessing than '{config.geometry}'; embed again or set geometry"
+            f"{config.embeddings}: made with geometry '{finished.preprocess.get('geometry')}', remedy "
+            f"'{finished.preprocess.get('remedy', NONE)}' and other preprocessing than geometry '{config.geometry}', "
+            f"remedy '{config.remedy}'; embed again, or set geometry and remedy"
         )
     return finished
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, ModelError
+from thoraclip.imaging.remedies import NONE
+from thoraclip.imaging.remedies import REMEDIES as PIXEL_REMEDIES
 from thoraclip.models.architectures import find_architecture
 from thoraclip.models.files import Checkpoint, adapter_folders, description, locate, stored_fingerprint, stored_folder
 from thoraclip.models.image_processor import read_preprocess
-from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, RuntimeName, Share
+from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Joined, Precision, RuntimeName, Share
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 
@@ -38,6 +40,9 @@ class ModelConfig(Settings):
     """Hub id, local folder in Transformers or open_clip format, or the shipped tiny-clip."""
     geometry: Geometry = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
+    remedy: Annotated[str, Joined(PIXEL_REMEDIES)] = NONE
+    """What is done to every picture against shortcuts: none, or centre, stretch, equalise, clahe, match joined by +;
+    see docs/remedies.md."""
     precision: Precision = "auto"
     """fp32, bf16, or auto: bf16 where the device computes in it."""
     runtime: RuntimeName = "auto"
@@ -84,8 +89,8 @@ class EncoderConfig(ModelConfig):
 
 
 def stated_by_embeddings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings `model` and `geometry` that made the embeddings which some settings name, of those that they do not
-    state; `{}` where they name none, or the embeddings do not say.
+    """Settings `model`, `geometry` and `remedy` that made the embeddings which some settings name, of those that they
+    do not state; `{}` where they name none, or the embeddings do not say.
 
     Raises:
         InputError, ManifestError: see `tables.embeddings.read_embeddings`.
@@ -94,7 +99,8 @@ def stated_by_embeddings(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(folder, str | Path) or not str(folder) or values.get("adapter"):
         return {}
     facts = read_embeddings(folder).facts
-    made = {"model": facts.get("model"), "geometry": facts["preprocess"].get("geometry")}
+    spec = facts["preprocess"]
+    made = {"model": facts.get("model"), "geometry": spec.get("geometry"), "remedy": spec.get("remedy", NONE)}
     try:
         locate(str(made["model"]))
     except ModelError:  # an adapter was merged into it, or it lies elsewhere now
@@ -105,7 +111,8 @@ def stated_by_embeddings(values: Mapping[str, Any]) -> dict[str, Any]:
 def load_encoder(config: EncoderConfig) -> FrozenEncoder:
     """The encoder that a config names, to be read from; the last one loaded is kept, so methods in a row share it."""
     files = tuple(file for folder in (config.model, config.adapter) if folder for file in _files(Path(folder)))
-    return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision, files)
+    given = {name: getattr(config, name) for name in ("adapter", "adapter_scale", "geometry", "remedy", "precision")}
+    return _load(config.model, tuple(given.items()), files)
 
 
 def load_text_encoder(config: EncoderConfig, needs_text: str) -> FrozenDualEncoder:
@@ -127,15 +134,11 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
 
 
 @lru_cache(maxsize=1)
-def _load(
-    model: str, adapter: str, adapter_scale: float, geometry: str, precision: str, files: tuple[object, ...]
-) -> FrozenEncoder:
+def _load(model: str, given: tuple[tuple[str, Any], ...], files: tuple[object, ...]) -> FrozenEncoder:
     from thoraclip.models.dual_encoder import load_vision_encoder  # with torch
     from thoraclip.models.frozen import FrozenEncoder
 
-    return FrozenEncoder.of(
-        load_vision_encoder(model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision)
-    )
+    return FrozenEncoder.of(load_vision_encoder(model, **dict(given)))
 
 
 def finished_embeddings(config: EncoderConfig) -> Embeddings | None:
@@ -155,7 +158,8 @@ def finished_embeddings(config: EncoderConfig) -> Embeddings | None:
     if precision not in ("fp32", "bf16") or config.precision not in ("auto", precision) or folder is None:
         return None
     try:
-        spec = read_preprocess(Checkpoint(config.model, str(folder), True, config=None), geometry=config.geometry)
+        checkpoint = Checkpoint(config.model, str(folder), True, config=None)
+        spec = read_preprocess(checkpoint, geometry=config.geometry, remedy=config.remedy)
     except (ModelError, ConfigError):  # said by what loads the model
         return None
     weights = stored_fingerprint(folder)

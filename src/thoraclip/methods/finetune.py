@@ -208,7 +208,8 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
     texts = _texts(training) if config.reads_texts else None
     load = load_dual_encoder if config.reads_texts else load_vision_encoder
     device = str(training.group.device)
-    encoder = load(config.model, geometry=config.geometry, precision=config.precision, device=device)
+    own = {name: getattr(config, name) for name in ("geometry", "remedy", "precision")}
+    encoder = load(config.model, **own, device=device)
     tuned = add_lora(
         encoder,
         config.lora,
@@ -285,7 +286,7 @@ def _score(training: FoldTraining[Config]) -> tuple[Floats, Floats]:
 
 
 def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
-    same = {name: getattr(config, name) for name in ("model", "geometry", "precision", "runtime")}
+    same = {name: getattr(config, name) for name in ("model", "geometry", "remedy", "precision", "runtime")}
     return EncoderConfig(adapter=str(folder / "adapter"), **same)
 
 

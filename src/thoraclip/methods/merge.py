@@ -18,6 +18,7 @@ from thoraclip.cards.derived_card import JudgedRun, folder_card
 from thoraclip.data.batches import read_pixels
 from thoraclip.errors import InputError, ParityError
 from thoraclip.imaging import preprocess
+from thoraclip.imaging.remedies import NONE
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.original import chosen_fold
 from thoraclip.methods.predictors import FinishedRun
@@ -53,6 +54,11 @@ def require_mergeable(run: FinishedRun, out: Path) -> None:
         raise InputError(
             f"{run.folder}: geometry = 'pad' adds bars, and no image processor of Transformers does; use `{bundle}`, "
             "or repeat the run with geometry = 'squash'"
+        )
+    if run.config.remedy != NONE:
+        raise InputError(
+            f"{run.folder}: remedy = '{run.config.remedy}' does what no image processor of Transformers does; "
+            f"use `{bundle}`, or repeat the run with remedy = '{NONE}'"
         )
     if getattr(run.config, "features", "pooled") == "projected":
         raise InputError(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MethodOutput", "RunContext", "is_done", "pooled_predictions", "require_classes", "run_method"]
 
+_ABSENT = {"shots": "all", "remedy": "none"}
 _SCHEMA, _FOLD_SCHEMA = 2, 1
 """Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
 
@@ -230,8 +231,8 @@ def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, obj
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
     unseen = (*getattr(config, "NOT_IN_THE_RESULT", ()), *inputs)  # of what is read, the content counts, not its name
-    if getattr(config, "shots", "all") == "all":  # which adds nothing to the identity of a run without shots
-        unseen += ("shots",)
+    # at these values a setting that came later adds nothing to the identity of a run
+    unseen += tuple(name for name, value in _ABSENT.items() if getattr(config, name, value) == value)
 
     def fingerprint(schema: int, *skip: str) -> str:
         settings = config_toml(config, skip=(*unseen, *skip))

@@ -19,11 +19,12 @@ from thoraclip.config import Settings
 from thoraclip.data.check.inspection import MEASURED, inspect
 from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import ConfigError, ImageError
+from thoraclip.imaging.remedies import NONE, REMEDIES
 from thoraclip.methods.parts import Part, parts_of
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
-from thoraclip.ranges import FoldNumber, Fraction, OneOf, Range, Seed, Shots, Weight, Weighting
+from thoraclip.ranges import FoldNumber, Fraction, Joined, OneOf, Range, Seed, Shots, Weight, Weighting
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
@@ -49,6 +50,8 @@ class Config(Settings):
 
     features: tuple[Annotated[str, OneOf(GROUPS)], ...] = tuple(GROUPS)
     """Groups of features: thumbnail, histogram, appearance, file; see docs/methods.md."""
+    remedy: Annotated[str, Joined(REMEDIES)] = NONE
+    """What is done to every picture before it is measured, as in the other methods; what is known of the file stays."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     only_folds: tuple[FoldNumber, ...] = ()
@@ -94,7 +97,8 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     targets = manifest.targets(labels)
     folds = list(parts_of(config, manifest, labels))  # before any image is opened
     # beside the embeddings, where a study that looked for near duplicates has measured all images already
-    features = trivial_features(manifest, context.cache.with_name("inspection"), progress=context.progress)
+    folder = context.cache.with_name("inspection" if config.remedy == NONE else f"inspection-{config.remedy}")
+    features = trivial_features(manifest, folder, remedy=config.remedy, progress=context.progress)
     groups = {name: features[name] for name in GROUPS if name in config.features}
     rows, scores, chosen, importances = [], [], [], []
     for part in folds:
@@ -116,18 +120,21 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
-def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> dict[str, Singles]:
+def trivial_features(
+    manifest: Manifest, folder: Path, *, remedy: str = NONE, progress: Progress | None = None
+) -> dict[str, Singles]:
     """Group -> f32[N, K], a row per image; see `GROUPS`. Pictures are measured once, see `data.check.inspect`.
 
     Args:
         manifest: N images.
         folder: where the measurements are kept; a killed pass goes on, a finished one is only read.
+        remedy: as in `Preprocess`.
         progress: called with (done, total).
 
     Raises:
         ImageError: a picture cannot be read.
     """
-    inspection = inspect(manifest, folder, progress=progress)
+    inspection = inspect(manifest, folder, remedy=remedy, progress=progress)
     for row, reason in sorted(inspection.unreadable.items()):
         raise ImageError(f"{manifest.paths()[row]}: {reason}")
     measured = dict(zip(MEASURED, np.asarray(inspection.statistics).T, strict=True))

@@ -25,6 +25,7 @@ from thoraclip.dtypes import Floats, Greys, Singles
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
+from thoraclip.imaging.remedies import NONE
 from thoraclip.labels import LabelSet
 from thoraclip.models.architectures import ARCHITECTURES
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
@@ -160,6 +161,7 @@ def load_backbone(
     pretrained: bool = True,
     seed: int = 0,
     geometry: str = "squash",
+    remedy: str = NONE,
     precision: str = "auto",
     device: str = "",
 ) -> Backbone:
@@ -171,7 +173,7 @@ def load_backbone(
         labels: C classes.
         pretrained: False draws every weight from the seed: the architecture alone is taken.
         seed: of what is drawn.
-        geometry, precision, device: as in `load_vision_encoder`.
+        geometry, remedy, precision, device: as in `load_vision_encoder`.
 
     Raises:
         ModelError: not found, no image classifier, or weights missing, unexpected or not finite.
@@ -179,12 +181,12 @@ def load_backbone(
     from transformers import AutoModelForImageClassification
 
     checkpoint = find_checkpoint(model)
-    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
+    settings = network_settings(checkpoint, geometry, remedy=remedy, precision=precision, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module
         if pretrained and _is_tower(checkpoint):
-            network = TowerClassifier(load_vision_encoder(model, geometry=geometry, device=device), len(labels))
+            network = TowerClassifier(load_vision_encoder(model, device=device), len(labels))
         else:
             network = _untrained(checkpoint, len(labels), settings)
             base = f"{network.base_model_prefix}."

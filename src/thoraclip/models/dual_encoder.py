@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thoraclip.dtypes import Singles
+from thoraclip.imaging.remedies import NONE
 from thoraclip.models.architectures import Architecture, find_architecture
 from thoraclip.models.checkpoint import (
     find_checkpoint,
@@ -80,11 +81,9 @@ class DualEncoder(VisionEncoder):
         return vectors
 
 
-def load_dual_encoder(
-    model: str | Path, *, adapter: str | Path = "", geometry: str = "squash", **given: Any
-) -> DualEncoder:
+def load_dual_encoder(model: str | Path, *, adapter: str | Path = "", **given: Any) -> DualEncoder:
     """`load_vision_encoder` of a model that must have a text tower; raises ModelError where it has none."""
-    encoder = load_vision_encoder(model, adapter=adapter, geometry=geometry, needs_text="a dual encoder", **given)
+    encoder = load_vision_encoder(model, adapter=adapter, needs_text="a dual encoder", **given)
     assert isinstance(encoder, DualEncoder), "its architecture has a text tower"
     return encoder
 
@@ -95,6 +94,7 @@ def load_vision_encoder(
     adapter: str | Path = "",
     adapter_scale: float = 1.0,
     geometry: str = "squash",
+    remedy: str = NONE,
     precision: str = "auto",
     device: str = "",
     needs_text: str = "",
@@ -106,6 +106,7 @@ def load_vision_encoder(
         adapter: a PEFT adapter folder, merged into the weights; empty for none.
         adapter_scale: share of the adapter, 0..1; see `checkpoint.load_adapter`.
         geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.
+        remedy: what is done to a picture against shortcuts, see `imaging.remedies`.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
         device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
         needs_text: what compares images with texts; a vision tower is then refused.
@@ -114,11 +115,11 @@ def load_vision_encoder(
         ModelError: not found, no architecture that gives image features, weights missing or unexpected, adapter of
             another architecture.
         MismatchError: the adapter was trained on other weights.
-        ConfigError: unknown geometry or precision.
+        ConfigError: unknown geometry, remedy or precision.
     """
     checkpoint = find_checkpoint(str(model))
     architecture = _architecture(checkpoint, needs_text)
-    settings = network_settings(checkpoint, geometry, precision=precision, device=device)
+    settings = network_settings(checkpoint, geometry, remedy=remedy, precision=precision, device=device)
     heads = () if architecture.has_text else _HEADS
     network = load_model(checkpoint, is_replaced=lambda name: name.split(".")[0] in heads, **architecture.options)
     if adapter:

@@ -9,6 +9,7 @@ from typing import Any
 from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError, ModelError, first_line
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.remedies import NONE
 from thoraclip.models.files import OPEN_CLIP, Checkpoint, model_file
 from thoraclip.models.open_clip_config import open_clip_processor
 
@@ -46,17 +47,17 @@ _DEFAULTS: Mapping[str, Any] = {
 _NEEDED = {"do_resize": True, "do_pad": False, "keep_aspect_ratio": False, "ensure_multiple_of": 1}
 
 
-def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
-    """Size, mean, std and resampling of the checkpoint's image processor; the geometry is the caller's.
+def read_preprocess(checkpoint: Checkpoint, *, geometry: str, remedy: str = NONE) -> Preprocess:
+    """Size, mean, std and resampling of the checkpoint's image processor; geometry and remedy are the caller's.
 
     A rescaling other than by 1/255, and a processor without rescaling or normalisation, become mean and std of the
     spec, which give the same numbers.
 
     Raises:
         ModelError: no file, or it says something that `imaging` does not do.
-        ConfigError: unknown geometry.
+        ConfigError: unknown geometry or remedy.
     """
-    Preprocess(geometry=geometry)
+    Preprocess(geometry=geometry, remedy=remedy)
     name, content = _image_processor(checkpoint)
     try:
         kind, content = _complete(content)
@@ -78,6 +79,7 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
             resample=_PILLOW_RESAMPLE[resample],
             mean=mean,
             std=std,
+            remedy=remedy,
         )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         missing = f"no {error}" if isinstance(error, KeyError) else first_line(error)

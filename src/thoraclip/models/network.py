@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import Preprocess, check_pixels
+from thoraclip.imaging.remedies import NONE
 from thoraclip.models.files import Checkpoint
 from thoraclip.models.image_processor import read_preprocess
 from thoraclip.ranges import Precision, conform
@@ -45,14 +46,20 @@ class Network:
 
 
 def network_settings(
-    checkpoint: Checkpoint, preprocess: Preprocess | str = "squash", *, precision: str, device: str
+    checkpoint: Checkpoint,
+    preprocess: Preprocess | str = "squash",
+    *,
+    remedy: str = NONE,
+    precision: str,
+    device: str,
 ) -> dict[str, Any]:
     """The fields of a `Network`; precision and device as in `load_vision_encoder`. A geometry stands for the
-    checkpoint's own preprocessing with it."""
-    spec = read_preprocess(checkpoint, geometry=preprocess) if isinstance(preprocess, str) else preprocess
+    checkpoint's own preprocessing with it and with the remedy."""
+    if isinstance(preprocess, str):
+        preprocess = read_preprocess(checkpoint, geometry=preprocess, remedy=remedy)
     place = torch.device(device) if device else usual_device()
     precision = resolve_precision(precision, place)
-    return {"name": checkpoint.name, "preprocess": spec, "device": place, "precision": precision}
+    return {"name": checkpoint.name, "preprocess": preprocess, "device": place, "precision": precision}
 
 
 def usual_device() -> torch.device:

@@ -62,6 +62,7 @@ def cross(
         crossed.add(name)
         for model, short in short_names(models).items():
             own = {"after": f"{after}, {short}"} if is_follower else {"model": model}
+            own |= {"plain": f"{entry['plain']}, {short}"} if "plain" in entry else {}
             yield {**entry, **own, "name": f"{name}, {short}", "head": name}
 
 

@@ -19,6 +19,7 @@ from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.checking import has_text
 from thoraclip.study.crossing import cross
 from thoraclip.study.images import read_external
+from thoraclip.study.remedies import cross_remedies
 from thoraclip.study.settings import OWN_CAPTIONS, MethodEntry, StudyConfig
 
 __all__ = ["build_entries", "folder_name", "read_study", "require_name", "study_toml"]
@@ -28,11 +29,13 @@ _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "linear probe", "kind": "probe"},
 )
 _SHARED = (
-    "model", "geometry", "precision", "runtime", "batch_size", "classes", "class_weight", "adapter", "captions",
-    "only_folds", "trackers",
+    "model", "geometry", "remedy", "precision", "runtime", "batch_size", "classes", "class_weight", "adapter",
+    "captions", "only_folds", "trackers",
 )  # fmt: skip
 """Study settings that reach every method which knows them, unless the method says otherwise."""
-_INHERITED = ("model", "geometry", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts", "shots")
+_INHERITED = (
+    "model", "geometry", "remedy", "precision", "runtime", "classes", "only_folds", "val_fraction", "prompts", "shots",
+)  # fmt: skip
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _MOST_METHODS, _LONGEST_NAME = 1_000, 200
 _PATHS = (
@@ -131,10 +134,12 @@ def build_entries(
     """
     methods, taken, left_out = list[MethodEntry](), set[str](), set[str]()
     settings = {kind: frozenset(_names(method.config_type)) for kind, method in METHODS.items()}
+    entries = list(cross_remedies(entries, study.remedies, settings, where))
     crossed = cross(entries, study.models, settings, where)
     for number, entry in enumerate(_with_followers(crossed, where), start=1):
         values = dict(entry)
         head, kind = values.pop("head", ""), values.pop("kind", None)
+        remedy = {name: values.pop(name, "") for name in ("plain", "with_remedy")}
         if not isinstance(kind, str):
             raise ConfigError(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
@@ -164,7 +169,7 @@ def build_entries(
         seeds = study.seeds if method.is_seeded or after else ()
         folder = folder_name(name, taken)
         taken.add(folder)
-        methods.append(MethodEntry(name, kind, config, folder, seeds, after, head))
+        methods.append(MethodEntry(name, kind, config, folder, seeds, after, head, **remedy))
     if not methods:
         raise ConfigError(
             f"{where}: every method compares images with texts, and none of models = {list(study.models)} has a text "
@@ -222,7 +227,7 @@ def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     text = config_toml(config, skip=("published", "external"))
     for method in methods:
         about = {"name": method.name, "kind": method.kind, "after": method.after and method.after.name}
-        about |= {"head": method.head or None}
+        about |= {key: getattr(method, key) or None for key in ("head", "plain", "with_remedy")}
         lines = "".join(f"{name} = {toml_value(value)}\n" for name, value in about.items() if value is not None)
         text += f"\n[[methods]]\n{lines}{config_toml(method.config, skip=('seed',) if method.seeds else ())}"
     text += "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)

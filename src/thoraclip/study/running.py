@@ -107,6 +107,7 @@ def run_study(
         few_shot=few_shot_results(config, manifest, curves),
         groups=group_columns(manifest),
         prevalence=config.stated_prevalence(manifest),
+        remedies={method.name: (method.plain, method.with_remedy) for method in methods if method.plain},
         notes=[note for m in methods for note in empty_adapters(m.name, [folder for *_, folder in m.runs(out)])],
     )
     remove_tokens(out / "pixels")

@@ -12,6 +12,8 @@ from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError
 from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published
+from thoraclip.imaging.remedies import NONE
+from thoraclip.imaging.remedies import REMEDIES as PIXEL_REMEDIES
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.tracking import require_trackers
 from thoraclip.ranges import (
@@ -20,6 +22,7 @@ from thoraclip.ranges import (
     FoldCount,
     FoldNumber,
     Geometry,
+    Joined,
     OneOf,
     Precision,
     Range,
@@ -56,6 +59,11 @@ class StudyConfig(ImageSource):
     """PEFT adapter folder merged into the model; empty for none."""
     captions: str = ""
     """Caption file of the methods that train on captions."""
+    remedy: Annotated[str, Joined(PIXEL_REMEDIES)] = NONE
+    """What is done to every picture against shortcuts, in every method; see docs/remedies.md."""
+    remedies: tuple[str, ...] = ()
+    """Remedies against shortcuts: every method also runs with each, as in ["centre", "centre+equalise"]; the report
+    compares them inside and on the external sets. See docs/remedies.md."""
     captioner: str = ""
     """Who writes the captions where no file is given: blip, template or column; empty: nobody, class prompts are
     trained on."""
@@ -156,6 +164,8 @@ class MethodEntry:
     seeds: tuple[int, ...] = ()  # of its runs; `()` for a method without one
     after: MethodEntry | None = None  # the fine-tuning whose adapters it uses, those of the same seed
     head: str = ""  # of a method that a study runs with several encoders: its name without the encoder's
+    plain: str = ""  # of a run with a remedy: the name of the same method without
+    with_remedy: str = ""  # the remedy, as the study names it
 
     def runs(self, out: Path) -> list[tuple[int | None, Any, Path]]:
         """(seed, config, run folder) of every run of the study in `out`."""

@@ -27,7 +27,7 @@ _SAMPLE = 16
 def encoder_of(config: Any, adapter: Path | None = None) -> EncoderConfig:
     """The encoder of a method; equal where the features are."""
     scale = getattr(config, "adapter_scale", 1.0) if adapter else 1.0
-    shared = {name: getattr(config, name) for name in ("model", "geometry", "precision")}
+    shared = {name: getattr(config, name) for name in ("model", "geometry", "remedy", "precision")}
     return EncoderConfig(**shared, adapter=str(adapter or ""), adapter_scale=scale)
 
 

@@ -17,6 +17,7 @@ from thoraclip.documents import LARGE, kept_json
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, decode
+from thoraclip.imaging.remedies import NONE, cropped, remedied
 from thoraclip.runs import Progress, digest, remove_file, write_json
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
@@ -43,8 +44,8 @@ class Inspection:
     unreadable: Mapping[int, str]  # row -> reason
 
 
-def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> Inspection:
-    """Measure every image, in parallel, and keep the measurements in `folder`.
+def inspect(manifest: Manifest, folder: Path, *, remedy: str = NONE, progress: Progress | None = None) -> Inspection:
+    """Measure every image, or what a remedy makes of it, in parallel, and keep the measurements in `folder`.
 
     A killed pass goes on where it stopped, a finished one is only read. `progress` is called with (done, total).
     """
@@ -54,7 +55,7 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
         """(f32[K], whole and thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
         try:
             data = read_indexed(paths[row], hashes[row])
-            pixels = decode(data, bits=bits[row]).pixels
+            pixels = remedied(cropped(decode(data, bits=bits[row]).pixels, remedy), remedy)
         except (ImageError, InputError, MismatchError) as error:
             reason = str(error).removeprefix(f"{paths[row]}: ").removeprefix("image: ")
             black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
@@ -63,7 +64,8 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
         whole = squash(pixels)
         return statistics, whole, thumbnail(pixels, whole), ""
 
-    fingerprint = digest([manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES])
+    about = [manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES]
+    fingerprint = digest(about if remedy == NONE else [*about, remedy])
     if is_valid(folder, _INSPECTION, fingerprint):
         arrays = read_arrays(folder, _INSPECTION).arrays
     else:
@@ -80,7 +82,7 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     reasons = {row: measure(row)[-1] for row in unusable}  # tried again
     if not all(reasons.values()):  # one was mended since: everything is measured anew
         remove_file(folder / f"{_INSPECTION.name}.json")
-        return inspect(manifest, folder, progress=progress)
+        return inspect(manifest, folder, remedy=remedy, progress=progress)
     return Inspection(arrays["statistics"], arrays["wholes"], arrays["thumbnails"], reasons)
 
 

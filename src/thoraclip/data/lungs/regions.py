@@ -21,6 +21,7 @@ from thoraclip.data.views import MARGIN
 from thoraclip.dtypes import Greys, Masks
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.remedies import Box, crops, kept_box
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
@@ -175,25 +176,30 @@ def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimat
     widths, heights = manifest.column("width"), manifest.column("height")
 
     def find(row: int) -> Found:
+        shape, box = (heights[row], widths[row]), None
+        if estimate or None in shape or crops(spec.remedy):
+            pixels = read_pixels(paths[row], hashes[row], bits=bits[row])
+            shape, box = pixels.shape, kept_box(pixels, spec.remedy)
         if estimate:
-            mask = estimate(read_pixels(paths[row], hashes[row], bits=bits[row]))
+            mask = estimate(pixels)
             reasons = oddities(mask)
-            return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
-        size = (heights[row], widths[row])
-        shape = size if None not in size else read_pixels(paths[row], hashes[row]).shape
+            return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec, box)
         if origin == "estimated":
-            return _fitted(usual_region(*shape), spec)
+            return _fitted(usual_region(*shape), spec, box)
         file = manifest.root / named[row]
         try:
-            return _fitted(read_mask(file, shape), spec)
+            return _fitted(read_mask(file, shape), spec, box)
         except ImageError as error:
             return np.zeros((0, 0), bool), str(error).replace(str(file), str(named[row]))
 
     return find
 
 
-def _fitted(mask: Masks, spec: Preprocess) -> Found:
-    """The mask at the model's geometry, and what is wrong with it."""
+def _fitted(mask: Masks, spec: Preprocess, box: Box | None) -> Found:
+    """The mask at the model's geometry, or what the box holds of it, and what is wrong with it."""
+    if box:
+        left, top, right, bottom = box
+        mask = mask[top:bottom, left:right]
     problem = mask_problem(mask)
     if problem:
         return mask, problem
