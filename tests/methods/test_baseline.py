@@ -199,7 +199,7 @@ def test_the_settings_reach_the_network(
         asked.append((arguments, given))
         raise StopHereError
 
-    config = config_of(models["vit"], pretrained=False, seed=5, geometry="pad", precision="bf16")
+    config = config_of(models["vit"], pretrained=False, seed=5, geometry="pad", remedy="clahe", precision="bf16")
     (part,) = parts(split_manifest, LABELS, val_fraction=0.25, seed=0)
     context = RunContext(split_manifest, RunFolder(tmp_path), tmp_path, progress=print)
     training = FoldTraining(config, context, part, LABELS, ProcessGroup())
@@ -208,7 +208,14 @@ def test_the_settings_reach_the_network(
         baseline._prepare(training)
     assert asked.pop() == (
         (models["vit"], LABELS),
-        {"pretrained": False, "seed": 5, "geometry": "pad", "precision": "bf16", "device": str(training.group.device)},
+        {
+            "pretrained": False,
+            "seed": 5,
+            "geometry": "pad",
+            "remedy": "clahe",
+            "precision": "bf16",
+            "device": str(training.group.device),
+        },  # fmt: skip
     )
     network = SimpleNamespace(labels=LABELS, preprocess="a spec")
     monkeypatch.setattr(baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or network)

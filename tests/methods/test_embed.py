@@ -241,7 +241,8 @@ def test_the_last_encoder_is_kept_as_long_as_its_files_stay(tmp_path: Path, monk
     for name in ("model", "adapter"):
         (tmp_path / name / "inner").mkdir(parents=True)
         (tmp_path / name / "inner" / "weights").write_text("1")
-    given = {"adapter": str(tmp_path / "adapter"), "adapter_scale": 0.5, "geometry": "crop", "precision": "bf16"}
+    given = {"adapter": str(tmp_path / "adapter"), "adapter_scale": 0.5, "geometry": "crop", "remedy": "centre"}
+    given |= {"precision": "bf16"}
     config = EncoderConfig(model=str(tmp_path / "model"), **given)  # type: ignore[arg-type]
     first = load_encoder(config)
     assert load_encoder(config) is first and loaded == [(config.model, given)]

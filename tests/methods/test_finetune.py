@@ -193,6 +193,7 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
     settings = {
         "loss": loss,
         "geometry": "crop",
+        "remedy": "stretch",
         "seed": 5,
         "train_logit_scale": False,
         "weight_decay": 0.3,
@@ -200,7 +201,7 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
     }
     train(**settings, gradient_checkpointing=True)
     ((given, named, encoder),) = seen["load_dual_encoder"]
-    assert (given, named) == ((model,), {"geometry": "crop", "precision": "fp32", "device": "cpu"})
+    assert (given, named) == ((model,), {"geometry": "crop", "remedy": "stretch", "precision": "fp32", "device": "cpu"})
     ((given, named, tuned),) = seen["add_lora"]
     assert given == (encoder, config_of(model, **settings, gradient_checkpointing=True))
     assert named == {"seed": 5, "train_scale": False, "train_bias": loss == "siglip", "checkpointing": True}
@@ -209,7 +210,9 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0][: 1 + (loss == "siglip")]
     assert [p for group in groups for p in group["params"]] == list(tuned.parameters.values())
     (((scored, _, prompts, *_), _, _),) = seen["score_images"]
-    expected = EncoderConfig(model=model, adapter=str(tmp_path / "run" / "adapter"), geometry="crop", precision="fp32")
+    expected = EncoderConfig(
+        model=model, adapter=str(tmp_path / "run" / "adapter"), geometry="crop", precision="fp32", remedy="stretch"
+    )
     assert (scored, prompts.name) == (expected, "reference")
     cosines = [row["val_mean_cosine"] for row in rows_of(tmp_path / "run") if "val_mean_cosine" in row]
     assert len(cosines) == 2

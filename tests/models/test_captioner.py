@@ -100,7 +100,7 @@ def test_a_model_of_the_hub_is_known_by_its_revision(
     config = type(captioner.model.config).from_pretrained(blip)
     config._commit_hash = "89b09ea1789f"
     monkeypatch.setattr(module, "find_checkpoint", lambda name: Checkpoint(name, str(blip), False, config))
-    monkeypatch.setattr("thoraclip.models.network.read_preprocess", lambda _, geometry: captioner.preprocess)
+    monkeypatch.setattr("thoraclip.models.network.read_preprocess", lambda _, geometry, remedy: captioner.preprocess)
     origin = load("Salesforce/blip-image-captioning-base").origin
     assert (origin["model"], origin["revision"]) == ("Salesforce/blip-image-captioning-base", "89b09ea1789f")
 

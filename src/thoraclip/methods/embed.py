@@ -76,7 +76,7 @@ def cached_embeddings(
     if dict(finished.preprocess) != encoder.preprocess.as_dict():
         raise MismatchError(
             f"{config.embeddings}: made with geometry '{finished.preprocess.get('geometry')}', remedy "
-            f"'{finished.preprocess.get('remedy', NONE)}' and other preprocessing than geometry '{config.geometry}', "
+            f"'{finished.preprocess.get('remedy', NONE)}' and another preprocessing than geometry '{config.geometry}', "
             f"remedy '{config.remedy}'; embed again, or set geometry and remedy"
         )
     return finished
