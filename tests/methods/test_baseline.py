@@ -215,7 +215,7 @@ def test_the_settings_reach_the_network(
             "remedy": "clahe",
             "precision": "bf16",
             "device": str(training.group.device),
-        },  # fmt: skip
+        },
     )
     network = SimpleNamespace(labels=LABELS, preprocess="a spec")
     monkeypatch.setattr(baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or network)
