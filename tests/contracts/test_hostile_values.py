@@ -27,7 +27,7 @@ from thoraclip.methods import METHODS
 from thoraclip.methods.audit import AuditConfig
 from thoraclip.methods.caption import CaptionConfig
 from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.models.augment import Augmentation
+from thoraclip.models.augment import Augmentation, RandomisedAugmentation
 from thoraclip.ranges import NAMED, Range, WordOr, conform
 from thoraclip.server.limits import Limits
 from thoraclip.study import StudyConfig
@@ -36,6 +36,7 @@ from thoraclip.study.images import External
 CONFIGS: dict[str, type[Settings]] = {kind: method.config_type for kind, method in METHODS.items()}
 CONFIGS |= {c.__name__: c for c in (
     Augmentation, AuditConfig, CaptionConfig, CardSettings, EncoderConfig, External, Limits, PhantomConfig, Published,
+    RandomisedAugmentation,
     StudyConfig,
 )}  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {

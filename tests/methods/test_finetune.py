@@ -410,7 +410,7 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
         ({"select": "last", "patience": 1}, "patience = 1: with select = last no validation is the better one"),
         ({"append_label": True}, "append_label = true needs captions"),
         ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out, or set loss: unicl, infonce, siglip"),
-        ({"augmentation": "heavy"}, "unknown augmentation 'heavy'; known: light, none, standard"),
+        ({"augmentation": "heavy"}, "unknown augmentation 'heavy'; known: light, none, randomised, standard"),
         ({"rank": 0}, "rank = 0"),
         ({"lora_blocks": 3}, r"lora_blocks = 3: the vision tower of '.*' has 2 blocks; take at most 2"),
         ({"loss": "supcon", "captions": "c.csv"}, r"captions = 'c.csv': loss = 'supcon' reads no texts and tunes the vision tower alone; leave it out"),

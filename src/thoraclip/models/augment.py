@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from thoraclip.config import Settings
 from thoraclip.dtypes import Ints, Singles
 from thoraclip.errors import ConfigError
+from thoraclip.models.appearance import CHANGES, change_appearance, crops
 from thoraclip.ranges import Range, Share, Weight
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "augment", "drawn_views"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "RandomisedAugmentation", "augment", "drawn_views"]
 
 _CHUNK = 256  # images that are floating point at the same time
 _NUMBERS = 9  # uniform numbers per image, the fifth unused; new ones are added at the end, so that old draws stay
@@ -45,12 +46,55 @@ class Augmentation(Settings):
     """Standard deviation of added Gaussian noise at the most, as a share of the range."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomisedAugmentation(Augmentation):
+    """With larger turns and grey changes, and with probabilities of changes that hide where an image comes from; see
+    `models.appearance`."""
+
+    rotate_degrees: Annotated[float, Range(0, 180)] = 12.0
+    shift: Share = 0.08
+    zoom: Annotated[float, Range(0, 0.9)] = 0.15
+    brightness: Weight = 0.15
+    contrast: Share = 0.4
+    gamma: Annotated[float, Range(0, 10)] = 0.4
+    noise: Weight = 0.0
+    crop: Share = 0.5
+    """Cut up to 15 % off each end."""
+    window: Share = 0.3
+    """Cut off the darkest and the brightest greys."""
+    curve: Share = 0.3
+    """Another grey curve, which rises."""
+    resolution: Share = 0.3
+    """Reduce and enlarge again."""
+    blur: Share = 0.3
+    """Gaussian blur."""
+    sharpen: Share = 0.3
+    """Unsharp mask."""
+    vignette: Share = 0.3
+    """Darker or brighter outside."""
+    grain: Share = 0.5
+    """Noise in grains of several sizes."""
+    markers: Share = 0.5
+    """Burned-in letters, boxes and frames."""
+    border: Share = 0.5
+    """Black, white or grey bars at the edges."""
+    jpeg: Share = 0.5
+    """Lossy compression."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Name in `appearance.CHANGES` -> probability."""
+        return {name: getattr(self, name) for name in CHANGES}
+
+
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {
     "standard": Augmentation(),
     "light": Augmentation(rotate_degrees=3, shift=0.03, zoom=0.05, brightness=0, contrast=0.1, gamma=0, noise=0),
+    "randomised": RandomisedAugmentation(),
     "none": None,
 }
-"""Values of the setting `augmentation`. `light` suits a few hundred images in few steps."""
+"""Values of the setting `augmentation`. `light` suits a few hundred images in few steps, `randomised` images whose
+classes come from different places."""
 
 
 def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, samples: Sequence[int]) -> Tensor:
@@ -76,8 +120,17 @@ def drawn_views(views: int, *, seed: int, step: int, samples: Sequence[int]) -> 
 def _augment(greys: Tensor, config: Augmentation, key: tuple[int, int], samples: Sequence[int]) -> Tensor:
     drawn = torch.from_numpy(_draw(key, samples)).to(greys.device)
     unit = greys[:, None].float() / 255
-    if config.rotate_degrees or config.shift or config.zoom:
-        grid = nn.functional.affine_grid(_warps(drawn, config, greys.shape), list(unit.shape), align_corners=False)
+    randomised = config if isinstance(config, RandomisedAugmentation) else None
+
+    def streams(stream: int) -> list[np.random.Generator]:
+        return [_generator(key, stream, n) for n in samples]
+
+    crop = randomised.crop if randomised else 0.0
+    if config.rotate_degrees or config.shift or config.zoom or crop:
+        warps = _warps(drawn, config, greys.shape)
+        if crop:
+            warps = _cropped(warps, torch.from_numpy(crops(crop, streams)).to(greys.device))
+        grid = nn.functional.affine_grid(warps, list(unit.shape), align_corners=False)
         unit = nn.functional.grid_sample(unit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     change = drawn[:, 5:, None, None, None]
     if config.gamma:
@@ -88,7 +141,17 @@ def _augment(greys: Tensor, config: Augmentation, key: tuple[int, int], samples:
         shape = unit.shape[1:]
         noise = np.stack([_generator(key, 1, n).standard_normal(shape, dtype=np.float32) for n in samples])
         unit = unit + config.noise * change[:, 3].abs() * torch.from_numpy(noise).to(unit.device)
-    return (unit[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
+    unit = unit[:, 0].clamp(0, 1)
+    if randomised:
+        unit = change_appearance(unit, randomised.shares, streams)
+    return (unit * 255).round().to(torch.uint8)
+
+
+def _cropped(warps: Tensor, crop: Tensor) -> Tensor:
+    """The warps f32[B, 2, 3] after crops f32[B, 2, 2]; see `appearance.crops`."""
+    turn, factor, move = warps[:, :, :2], crop[:, :, 0], crop[:, :, 1]
+    x, y = turn[:, :, 0] * move[:, :1], turn[:, :, 1] * move[:, 1:]
+    return torch.cat([turn * factor[:, None], (x + y + warps[:, :, 2])[:, :, None]], dim=2)
 
 
 def _draw(key: tuple[int, int], samples: Sequence[int]) -> Singles:

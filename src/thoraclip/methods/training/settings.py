@@ -39,7 +39,8 @@ class TrainingSettings(Settings):
     sampling: Annotated[str, OneOf(("shuffle", "balanced"))] = "shuffle"
     """shuffle (every image once an epoch) or balanced (as many of each class)."""
     augmentation: Annotated[str, OneOf(AUGMENTATIONS)] = "standard"
-    """How training images are turned, moved, zoomed and changed in grey: standard, light or none; never flipped."""
+    """How training images are turned, moved, zoomed and changed in grey: standard, light, randomised (also borders,
+    marks, sharpness, grain and compression, against shortcuts) or none; never flipped."""
     val_fraction: Fraction = 0.1
     """Share of the training images held out by patient where the manifest names no validation split."""
     validate_every: Count = 0
