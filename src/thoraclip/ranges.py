@@ -21,9 +21,9 @@ from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, syste
 
 __all__ = [
     "NAMED", "AnyBatchSize", "AuditImages", "BatchSize", "Bits", "Count", "FoldCount", "FoldNumber", "Fraction",
-    "Geometry", "ImageCount", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples", "RuntimeName",
-    "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight", "Weighting", "WordOr",
-    "Workers", "bind", "checked", "conform", "range_text", "require_path",
+    "Geometry", "ImageCount", "OnConflict", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples",
+    "RuntimeName", "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight",
+    "Weighting", "WordOr", "Workers", "bind", "checked", "conform", "range_text", "require_path",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -81,6 +81,7 @@ Geometry = Annotated[str, OneOf(GEOMETRIES)]
 Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
 RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
 """`models.runtimes` has them."""
+OnConflict = Annotated[str, OneOf(("drop", "first"))]
 Weighting = Annotated[str, OneOf(("none", "balanced"))]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Scikit-learn takes no larger one."""
