@@ -1,8 +1,9 @@
 """The public names and where they are; `__init__.py` loads each when it is first used."""
 
-from .api.data import card, check, index, overlap, phantom, select, split
+from .api.data import card, check, index, phantom, select, split
 from .api.deployment import export, merge, predict, serve
 from .api.judgement import audit, explain, report
+from .api.manifests import join, overlap
 from .api.methods import MethodFunction, caption, embed
 from .api.results import Report, Run
 from .api.start import demo, run_study
@@ -56,6 +57,7 @@ __all__ = [
     "explain",
     "export",
     "index",
+    "join",
     "load_dual_encoder",
     "load_prompts",
     "merge",

@@ -24,15 +24,19 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def t_quantile(df: float) -> float:
-    """97.5 % point of Student's t distribution with `df` > 0 degrees of freedom, which may be infinite."""
+def t_quantile(df: float, level: float = LEVEL) -> float:
+    """(1 + level) / 2 point, by default 97.5 %, of Student's t distribution with `df` > 0 degrees of freedom, which may
+    be infinite."""
     from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]  # 0.2 s
 
-    return float(stdtrit(df, (1 + LEVEL) / 2) if math.isfinite(df) else ndtri((1 + LEVEL) / 2))
+    return float(stdtrit(df, (1 + level) / 2) if math.isfinite(df) else ndtri((1 + level) / 2))
 
 
-def share_interval(share: float, variance: float, *, clusters: float, df: float) -> tuple[float, float]:
-    """95 % interval of a share whose variance was estimated: Wilson's, with an effective n and Student's t.
+def share_interval(
+    share: float, variance: float, *, clusters: float, df: float, level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval, by default of 95 %, of a share whose variance was estimated: Wilson's, with an effective n and
+    Student's t.
 
     The n at which a binomial share has this variance is p (1 - p) / V (Kish 1965, "Survey Sampling", 8.2; Korn &
     Graubard 1998, Survey Methodology 24:193). Near 0 and 1 V says little, and the number of clusters more; so
@@ -45,21 +49,25 @@ def share_interval(share: float, variance: float, *, clusters: float, df: float)
         variance: V of its estimate, 0 or more.
         clusters: G, how many independent patients (or images) are behind it, more than 0.
         df: degrees of freedom of V, more than 0; may be infinite.
+        level: nominal coverage, between 0 and 1.
 
     Returns:
         low, high in [0, 1], with the share between them.
     """
     wrong = clusters * share * (1 - share)
     n = (1 + wrong**2) / (clusters * wrong * variance + 1 / clusters)
-    t2 = t_quantile(df) ** 2
+    t2 = t_quantile(df, level) ** 2
     centre = (share + t2 / (2 * n)) / (1 + t2 / n)
     half = math.sqrt(t2 * share * (1 - share) / n + (t2 / (2 * n)) ** 2) / (1 + t2 / n)
     low, high = min(share, centre - half, clusters / (clusters + t2)), max(share, centre + half, t2 / (clusters + t2))
     return max(0.0, low), min(1.0, high)
 
 
-def patient_share(right: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """95 % interval of the share of images for which something holds, where images of one patient go together.
+def patient_share(
+    right: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64], level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval, by default of 95 %, of the share of images for which something holds, where images of one patient
+    go together.
 
     `share_interval` with the ratio estimator's variance, V = G / (G - 1) sum_g (sum_i in g (y_i - p))^2 / N^2 (Cochran
     1977, "Sampling Techniques", 9A.3), and G - 1 degrees of freedom. One patient tells nothing: (0, 1).
@@ -67,6 +75,7 @@ def patient_share(right: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64])
     Args:
         right: bool[N], N >= 1.
         patients: i64[N], whose image it is; any numbers.
+        level: nominal coverage, between 0 and 1.
     """
     _, member = np.unique(patients, return_inverse=True)
     share, count = float(right.mean()), int(member.max()) + 1
@@ -74,4 +83,4 @@ def patient_share(right: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64])
         return 0.0, 1.0
     excess = np.bincount(member, weights=right - share)
     variance = float((excess**2).sum()) / len(right) ** 2 * count / (count - 1)
-    return share_interval(share, variance, clusters=count, df=count - 1)
+    return share_interval(share, variance, clusters=count, df=count - 1, level=level)

@@ -21,9 +21,9 @@ from thoraclip.errors import ConfigError, InputError, did_you_mean, shown, syste
 
 __all__ = [
     "NAMED", "AnyBatchSize", "AuditImages", "BatchSize", "Bits", "Count", "FoldCount", "FoldNumber", "Fraction",
-    "Geometry", "ImageCount", "Joined", "OneOf", "PhantomCount", "Port", "Precision", "Range", "Resamples",
-    "RuntimeName", "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens", "Weight",
-    "Weighting", "WordOr", "Workers", "bind", "checked", "conform", "range_text", "require_path",
+    "Geometry", "ImageCount", "Joined", "OnConflict", "OneOf", "PhantomCount", "Port", "Precision", "Range",
+    "Resamples", "RuntimeName", "SampleSize", "Seed", "Seeds", "Share", "Shots", "Side", "Thumbnails", "Tokens",
+    "Weight", "Weighting", "WordOr", "Workers", "bind", "checked", "conform", "range_text", "require_path",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -66,10 +66,8 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Joined:
+class Joined(OneOf):
     """`none`, or some names in a registry, joined by `+`, each of them once."""
-
-    names: Collection[str]
 
     def __str__(self) -> str:
         return f"none, {', '.join(self.names)}, or several joined by +"
@@ -91,6 +89,7 @@ Geometry = Annotated[str, OneOf(GEOMETRIES)]
 Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
 RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
 """`models.runtimes` has them."""
+OnConflict = Annotated[str, OneOf(("drop", "first"))]
 Weighting = Annotated[str, OneOf(("none", "balanced"))]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Scikit-learn takes no larger one."""

@@ -27,6 +27,7 @@ COMMAND: dict[str, tuple[str, str]] = {
     "index": ("index {images} --layout covid-qu-ex --out {out}/m.parquet", ""),
     "check": ("check {manifest} --out {out}", "--seed 1"),
     "select": ("select {manifest} --where label==Normal --out {out}/m.parquet", ""),
+    "join": ("join {manifest} {second} --out {out}/m.parquet", ""),
     "overlap": ("overlap {manifest} {manifest} --out {out}", ""),
     "split": ("split {manifest} --folds 3 --out {out}/m.parquet", "--seed 1"),
     "card": ("card {manifest} --out {out}", "--set name=old"),
@@ -44,7 +45,14 @@ COMMAND: dict[str, tuple[str, str]] = {
     "demo": ("demo --images 60 --out {out}", ""),
 }
 """Name -> the command, and what more is said to it to make the old result."""
-TOGETHER = {"report": "report.*", "check": "check.*", "card": "[dc]*", "index": "m.*", "audit": "audit.*"}
+TOGETHER = {
+    "report": "report.*",
+    "check": "check.*",
+    "card": "[dc]*",
+    "index": "m.*",
+    "join": "m.*",
+    "audit": "audit.*",
+}
 """Files that change together."""
 QUICK = ("index", "split", "card", "phantom")
 KILLED = [
@@ -60,7 +68,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("outputs")
     images = write_phantoms(root / "phantoms", PhantomConfig(images=24, size=48, seed=1)).root
     write_manifest(root / "m.parquet", index(images, layout="covid-qu-ex").manifest)
-    given = {"images": images, "manifest": root / "m.parquet", "run": root / "run", "study": root / "s.toml"}
+    (root / "second.parquet").write_bytes((root / "m.parquet").read_bytes())
+    given = {
+        "images": images,
+        "manifest": root / "m.parquet",
+        "second": root / "second.parquet",
+        "run": root / "run",
+        "study": root / "s.toml",
+    }
     (root / "s.toml").write_text(_STUDY.format(**given))
     assert run(["zeroshot", str(root / "m.parquet"), "--out", str(root / "run"), "--set", "model=tiny-clip"]) == 0
     return {**{name: str(place) for name, place in given.items()}, "image": str(next(images.rglob("*.png")))}
@@ -158,6 +173,7 @@ OTHERS = {
     "merge": ["config.json", "notes.txt", "thoraclip.json"],
     "phantom": ["notes.txt"],
     "embed": ["embeddings.json"],
+    "join": ["m.join.json"],
     "index": ["m.index.json", "m.facts.jsonl"],
 }
 """Command -> names that other people's files may have, too."""

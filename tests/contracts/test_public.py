@@ -28,7 +28,7 @@ REPOSITORY = Path(thoraclip.__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.toml"))
 PANELS = {
     "Start": ("demo", "study"),
-    "Data": ("index", "check", "select", "split", "overlap", "card", "phantom"),
+    "Data": ("index", "check", "select", "split", "join", "overlap", "card", "phantom"),
     "Methods": ("caption", "embed", "zeroshot", "finetune", "baseline", "probe", "trivial"),
     "Judgement": ("report", "audit", "explain"),
     "Deployment": ("merge", "export", "predict", "serve"),

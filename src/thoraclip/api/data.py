@@ -1,4 +1,4 @@
-"""Panel Data: index, check, select, split, overlap, card and phantom."""
+"""Panel Data: index, check, select, split, card and phantom; `manifests` has what takes several manifests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from thoraclip.data.phantom import PhantomSummary
     from thoraclip.tables.manifest import Manifest
 
-__all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
+__all__ = ["card", "check", "index", "phantom", "select", "split"]
 
 
 @checked
@@ -164,36 +164,6 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     require_place(Path(out), "manifest")
     write_manifest(Path(out), done := read_images(manifest, may_leak=True).select(where))
     return done
-
-
-@checked
-@writes(own={"overlap.json": ("overlap.html",)})
-def overlap(
-    a: Images,
-    b: Images,
-    *,
-    out: File,
-    label_map: Sequence[str] | None = None,
-    progress: bool | Progress = False,
-) -> dict[str, Any]:
-    """Find the images that two manifests share: identical files and near copies, and where their labels contradict.
-
-    Args:
-        a: images.
-        b: images to compare them with.
-        out: folder for overlap.json and overlap.html.
-        label_map: label of either manifest that stands for one of the other, OLD=NEW; may be repeated.
-        progress: see `thoraclip.api`.
-
-    Returns:
-        The content of `overlap.json`.
-    """
-    from thoraclip.data.overlap import compare_manifests, write_overlap
-
-    manifests = read_images(a, may_leak=True), read_images(b, may_leak=True)
-    content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=hooks(progress, None)[0])
-    write_overlap(content, *manifests, Path(out))
-    return content
 
 
 @checked

@@ -117,21 +117,6 @@ def select(manifest: Manifest, given: Mapping[str, Any]) -> None:
     announce(f"{done['images'] - done['kept']:,} of {done['images']:,} images left out{unknown}")
 
 
-def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """The labels of the shared images as a table on standard output, and the reading."""
-    from thoraclip.data.overlap import overlap_reading
-
-    rows = [
-        [*(row[side] or "unknown" for side in "ab"), f"{row['images']:,}", row["relation"].replace("open", "not known")]
-        for row in content["labels"]
-    ]
-    if rows:
-        print_table(["label in A", "label in B", "images of A", "the same class?"], rows, numbers=False)
-    for sentence in overlap_reading(content):
-        say(sentence)
-    announce(f"page: {given['out'] / 'overlap.html'}")
-
-
 def card(page: Path, given: Mapping[str, Any]) -> None:
     """Where the card and the record are."""
     announce(f"{page}, {given['out'] / 'croissant.json'}")

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.curves import curve_entry
 from thoraclip.evaluation.predictive import predictive_entry
 from thoraclip.evaluation.reading import ALPHA, between, listed, points, probability, share
-from thoraclip.evaluation.subgroups import COLUMNS, Calls, predicted_calls, subgroup_entries
+from thoraclip.evaluation.subgroups import COLUMNS, FEWEST, Calls, predicted_calls, subgroup_entries
+from thoraclip.evaluation.worst_group import worst_group
 from thoraclip.pages import counted
 
 __all__ = ["RATE_NAMES", "usefulness", "usefulness_reading"]
 
 RATE_NAMES = {"tpr": "sensitivity", "fpr": "false positive rate"}
-_KEYS = ("subgroups", "predictive_values", "pr", "roc_band", "net_benefit")
+_KEYS = ("subgroups", "worst_group", "predictive_values", "pr", "roc_band", "net_benefit")
 
 
 def usefulness(
@@ -28,8 +31,9 @@ def usefulness(
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Entry's name -> what is added to it: `subgroups`, `predictive_values`, and what `curves.curve_entry` returns; all
-    `None` for the majority row. Of several seeds: the first, but for predictive values.
+    """Entry's name -> what is added to it: `subgroups`, `worst_group`, `predictive_values`, and what
+    `curves.curve_entry` returns; all `None` for the majority row. Of several seeds: the first, but for predictive
+    values.
 
     Args:
         thresholded: method -> class -> whether an image is called positive at the operating point, see `trust_entry`.
@@ -46,11 +50,15 @@ def usefulness(
             calls[name]["operating_point"] = at_thresholds
     drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
     of_groups = subgroup_entries(first, calls, groups or {}, aligned, **drawn)
+    of_source = (groups or {}).get("source", {})
+    sources = [of_source.get(image) for image in aligned.image_id]
+    patients = np.unique(aligned.groups, return_inverse=True)[1].astype(np.int64)
     images = {name: int((aligned.target == c).sum()) for c, name in enumerate(classes)}
     found: dict[str, dict[str, Any]] = {name: dict.fromkeys(_KEYS) for name in by_name}
     for name, scored in first.items():
         found[name] = {
             "subgroups": None if groups is None else of_groups[name],
+            "worst_group": worst_group(scored.correct, aligned.target, sources, patients, classes, fewest=FEWEST),
             "predictive_values": predictive_entry(by_name[name], prevalence, images),
             **curve_entry(scored, classes, aligned.groups, **drawn),
         }
@@ -66,6 +74,7 @@ def usefulness_reading(report: Mapping[str, Any]) -> list[str]:
     stated = {name: at for name, row in best["predictive_values"].items() if (at := row["stated"]) is not None}
     return [
         *_between_groups(best, report["sample"]["unit"]),
+        *_worst(best, report["sample"]["unit"]),
         *(
             f"Where {share(at['prevalence'])} % have {name}, {_when_stated(best, name, at['predicted'])}."
             for name, at in stated.items()
@@ -111,6 +120,19 @@ def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
             f"for {best['name']}; the gap that chance explains least is {size}.{ends}"
         )
     return [said, *untested]
+
+
+def _worst(best: Mapping[str, Any], unit: str) -> list[str]:
+    worst = best["worst_group"]
+    if worst is None:
+        return []
+    found, gap = worst["accuracy"], worst["gap"]
+    return [
+        f"Of {worst['groups']} groups by source and class {best['name']} is worst for {worst['class']} from "
+        f"\u201c{worst['source']}\u201d ({counted(worst['patients'], unit)}): it is right in {share(found['value'])} "
+        f"%{between(found)}, {points(gap['value']).lstrip('+')} points{between(gap)} below its average; both intervals "
+        "allow for the choice of the worst."
+    ]
 
 
 def _when_stated(best: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> str:

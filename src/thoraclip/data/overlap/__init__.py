@@ -4,7 +4,7 @@ page with the shared images side by side."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from thoraclip.spelling import LabelMap, loose
 from thoraclip.tables.manifest import Manifest
 
 __all__ = [
-    "COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap", "overlap_reading",
-    "write_overlap",
+    "COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap", "label_relation",
+    "overlap_reading", "write_overlap",
 ]  # fmt: skip
 
 IDENTICAL, NEAR, COPIES, UNREADABLE = "identical", "near", "copies", "unreadable"
@@ -113,6 +113,24 @@ def find_overlap(
     return [{"image_id": ids[row], **repeats[row]} for row in sorted(repeats)]
 
 
+def label_relation(
+    labels: Sequence[Sequence[str | None]], rename: LabelMap
+) -> Callable[[tuple[int, str | None], tuple[int, str | None]], str]:
+    """What says of two images, (number of the manifest, its renamed label), whether their labels are the `same`, a
+    `contradiction` (they differ, and one is a class of both manifests), or neither: `open`. `labels` are those of each
+    manifest."""
+    named = [{loose(new) for label in {*own} if (new := rename(label))} for own in labels]
+
+    def relation(one: tuple[int, str | None], other: tuple[int, str | None]) -> str:
+        if one[1] is None or other[1] is None:
+            return "open"
+        first, second = loose(one[1]), loose(other[1])
+        shared = named[one[0]] & named[other[0]]
+        return "same" if first == second else "contradiction" if {first, second} & shared else "open"
+
+    return relation
+
+
 def compare_manifests(
     a: Manifest, b: Manifest, out: Path, *, label_map: Sequence[str] = (), progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -128,15 +146,10 @@ def compare_manifests(
     labels = {"a": a.column("label"), "b": b.column("label")}
     rename = LabelMap(label_map)
     rename.require_known([*labels["a"], *labels["b"]])
-    named = [{loose(new) for label in {*own} if (new := rename(label))} for own in labels.values()]
-    shared_names = named[0] & named[1]
+    of_pair = label_relation([*labels.values()], rename)
 
     def relation(ours: str | None, theirs: str | None) -> str:
-        """`same`, `contradiction`, or `open`."""
-        first, second = (None if new is None else loose(new) for new in map(rename, (ours, theirs)))
-        if first is None or second is None:
-            return "open"
-        return "same" if first == second else "contradiction" if {first, second} & shared_names else "open"
+        return of_pair((0, rename(ours)), (1, rename(theirs)))
 
     shared = _overlap(a, b, (out / "inspection-a", out / "inspection-b"), out / "pairs.json", progress)
     paths, count, every = [*a.column("path"), *b.column("path")], len(a), [*labels["a"], *labels["b"]]
