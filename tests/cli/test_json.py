@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 SCHEMAS = {
     file.stem: json.loads(file.read_text(encoding="utf-8")) for file in (REPOSITORY / "docs" / "schemas").iterdir()
 }
-OPTIONAL = {"pictures", "encoders", "learning_curve"}
+OPTIONAL = {"pictures", "encoders", "learning_curve", "remedies"}
 
 
 @pytest.fixture

@@ -115,10 +115,12 @@ class Report(_Shown, dict[str, Any]):
         return [*real, *self["failed"], *ordered(self["methods"])[len(real) :]]
 
     def _shown(self) -> tuple[str, list[list[str]], list[str]]:
+        from thoraclip.evaluation.findings import told
+
         images = self["sample"]["n"] if self["sample"] else 0
         caption = f"{self['title']}: {images:,} images; %, with 95 % intervals"
         foot = f"{NOT_FOR_DIAGNOSIS} Page: {self.folder / 'report.html'}"
-        return caption, self.rows(), [self["reading"][0], foot]
+        return caption, self.rows(), [told(self)[0], foot]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

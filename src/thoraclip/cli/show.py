@@ -217,9 +217,11 @@ def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 def report(content: Report, given: Mapping[str, Any]) -> None:
     """The main table on standard output, and where the page is."""
+    from thoraclip.evaluation.findings import told
+
     header, *rows = content.rows()
     print_table(header, rows, title=f"{content['title']}: %, with 95 % intervals")
-    for sentence in (*content["reading"], f"{NOT_FOR_DIAGNOSIS} Page: {given['out'] / 'report.html'}"):
+    for sentence in (*told(content), f"{NOT_FOR_DIAGNOSIS} Page: {given['out'] / 'report.html'}"):
         say(sentence)
 
 

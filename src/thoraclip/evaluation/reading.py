@@ -23,7 +23,7 @@ COLUMNS = {
     "ece": "ECE",
 }
 """The metrics of the main table, and their headings."""
-_TRIVIAL = "trivial"
+TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
 _FEW_GROUPS = 30
 """Fewer patients (or images) give rough intervals."""
@@ -87,7 +87,7 @@ def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[
         "best": best,
         "runner_up": real[1]["name"] if len(real) > 1 else None,
         "tied": tied,
-        "beats_majority": all(map(_exceeds, against)),
+        "beats_majority": all(map(exceeds, against)),
     }
 
 
@@ -104,7 +104,7 @@ def _differs(comparison: Mapping[str, Any]) -> bool:
     return comparison["p_holm"] is not None and comparison["p_holm"] < ALPHA
 
 
-def _exceeds(comparison: Mapping[str, Any]) -> bool:
+def exceeds(comparison: Mapping[str, Any]) -> bool:
     return _differs(comparison) and comparison["difference"] > 0
 
 
@@ -194,16 +194,16 @@ def _against_majority(report: Mapping[str, Any]) -> str:
 def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     """Of the best method that is not trivial against the best one that is."""
     real = ranked(report["methods"])
-    floor = next((m["name"] for m in real if m["kind"] == _TRIVIAL), None)
-    other = next((m["name"] for m in real if m["kind"] != _TRIVIAL), None)
+    floor = next((m["name"] for m in real if m["kind"] == TRIVIAL), None)
+    other = next((m["name"] for m in real if m["kind"] != TRIVIAL), None)
     if floor is None or other is None:
         return []
     gain = versus(report["comparisons"], other, floor)
     size = f"{_points(gain)} of macro F1{between(gain, points)}"
-    if _exceeds(gain):
+    if exceeds(gain):
         return [f"{other} beats {floor}, trees on thumbnails, grey levels and the file, by {size}."]
     above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
-    so = " So these images can be told apart without reading the lungs." if _exceeds(above) else ""
+    so = " So these images can be told apart without reading the lungs." if exceeds(above) else ""
     return [
         f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs "
         f"from it by {size}.{so}"

@@ -18,6 +18,7 @@ from thoraclip.evaluation import audit_reading, figures, reading
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
+from thoraclip.evaluation.findings import told
 from thoraclip.evaluation.learning_curve import learning_notes, shots_columns
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import COLUMNS, ordered, printed, versus
@@ -156,7 +157,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "audits": {name: audit_context(content) for name, content in report.get("audits", {}).items()},
         "report": report,
         "title": report["title"],
-        "reading": report["reading"],
+        "reading": told(report),
         "verdict": verdict,
         "ordered": methods,
         "majority": MAJORITY,

@@ -18,6 +18,7 @@ from thoraclip.evaluation.compare import COMPARED, Contestant, compare
 from thoraclip.evaluation.entries import method_entry, training_values
 from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
+from thoraclip.evaluation.findings import coincidences, findings
 from thoraclip.evaluation.learning_curve import FewShot, learning_curve, learning_reading
 from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.metrics import Scored
@@ -111,6 +112,7 @@ def judge(
         "title": title,
         "classes": [],
         "reading": [],
+        "findings": [],
         **dict.fromkeys(("verdict", "sample", "bootstrap")),
         "methods": [],
         "failed": failed,
@@ -124,6 +126,7 @@ def judge(
     if len(failed) < len(methods):
         report |= _judged(methods, external, few_shot, groups, prevalence, remedies, resamples, seed)
     report["statistics"] = statistical_methods(report)
+    report["findings"] = findings(report)
     report["reading"] = [*reading(report), *learning_reading(report), *usefulness_reading(report)]
     report["reading"] += [*external_reading(report), *remedies_reading(report), *notes]
     if report["verdict"] is not None:
@@ -154,7 +157,8 @@ def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any
         said += [f"Audit of {name}: {own[0][0].lower()}{own[0][1:]}", *own[1:]]
         said += [shown] if shown and shown not in own else []
     rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
-    return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
+    audited = {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
+    return {**audited, "findings": findings(audited)}
 
 
 @writes()
@@ -244,6 +248,7 @@ def _judged(
         "bootstrap": {**resampling, "level": LEVEL, "unit": aligned.unit},
         "methods": entries,
         "comparisons": comparisons,
+        "coincidences": coincidences(groups or {}, aligned),
         "external": outside,
         **curve,
     }
