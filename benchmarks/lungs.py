@@ -31,12 +31,12 @@ from benchmarks.results import Result
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from thoraclip.data.lungs import estimate_lungs
-from thoraclip.data.lungs.regions import usual_region
+from thoraclip.data.lungs import usual_region
 from thoraclip.data.masks import read_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.views import MARGIN
 from thoraclip.imaging import decode
+from thoraclip.imaging.lungs import estimate_lungs
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

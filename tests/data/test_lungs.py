@@ -15,13 +15,14 @@ from PIL import Image
 from scipy import ndimage
 from tests.conftest import examples
 
-from thoraclip.data import lungs as parts
-from thoraclip.data.lungs import estimate_lungs, regions, usual_lungs
-from thoraclip.data.lungs.regions import LungRegions, lung_masks, oddities
+from thoraclip.data import lungs as regions
+from thoraclip.data.lungs import LungRegions, lung_masks, oddities
 from thoraclip.data.masks import fit_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, ImageError, ManifestError, MismatchError
 from thoraclip.imaging import Preprocess, decode
+from thoraclip.imaging import lungs as parts
+from thoraclip.imaging.lungs import estimate_lungs, usual_lungs
 from thoraclip.tables.manifest import Manifest
 
 Grey = npt.NDArray[np.uint8]

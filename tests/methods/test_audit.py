@@ -32,7 +32,7 @@ from thoraclip.data.background import (
 )
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.index import index
-from thoraclip.data.lungs.regions import lung_masks
+from thoraclip.data.lungs import lung_masks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.data.splits import assign_groups, independent_groups, split_folds
 from thoraclip.errors import ManifestError

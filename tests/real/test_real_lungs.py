@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from thoraclip.data.index import IndexResult
-from thoraclip.data.lungs import estimate_lungs
 from thoraclip.data.masks import mask_problem, read_mask
 from thoraclip.imaging import decode
+from thoraclip.imaging.lungs import estimate_lungs
 
 
 @pytest.mark.slow

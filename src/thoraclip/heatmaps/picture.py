@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from thoraclip.data.lungs import estimate_lungs
 from thoraclip.data.masks import mask_problem, read_mask
 from thoraclip.dtypes import Greys, Masks, Singles
 from thoraclip.errors import ConfigError, ImageError, InputError, did_you_mean
@@ -20,6 +19,7 @@ from thoraclip.heatmaps import MAPS, default_map, heat_map
 from thoraclip.heatmaps.overlay import display_size, draw_overlay, spread
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import decode, fit, normalise
+from thoraclip.imaging.lungs import estimate_lungs
 from thoraclip.imaging.preprocessing import resize
 from thoraclip.imaging.remedies import kept_box
 from thoraclip.labels import LabelSet

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thoraclip.dtypes import Floats, Greys, Ints
+from thoraclip.imaging.lungs import estimate_lungs, lung_box, usual_lungs
 
 __all__ = ["NONE", "REMEDIES", "Box", "Remedy", "cropped", "crops", "kept_box", "remedied"]
 
@@ -21,6 +22,7 @@ Box = tuple[int, int, int, int]
 """Left, top, right and bottom of a part of a picture, in pixels; right and bottom are outside."""
 
 _CUT = 0.1  # of each side, by `centre`
+_MARGIN = 0.05  # of each side, around the box of `lungs`
 _TAILS = 0.02  # of the pixels, at each end, that `stretch` makes black or white
 _TILES, _CLIP = 8, 2.0  # of `clahe`: tiles along a side; largest count of a grey level, in those of an even histogram
 _MEAN, _SPREAD = 128, 64  # of the normal distribution of grey levels that `match` brings every picture to
@@ -38,6 +40,15 @@ class Remedy:
 def _centre(pixels: Greys) -> Box:
     height, width = pixels.shape
     return round(_CUT * width), round(_CUT * height), width - round(_CUT * width), height - round(_CUT * height)
+
+
+def _lungs(pixels: Greys) -> Box:
+    return lung_box(pixels, _MARGIN)
+
+
+def _lungs_only(pixels: Greys) -> Greys:
+    mask, reason = estimate_lungs(pixels)
+    return np.where(usual_lungs(*pixels.shape) if reason else mask, pixels, 0).astype(np.uint8)
 
 
 def _by_table(table: Callable[[Ints], Floats]) -> Callable[[Greys], Greys]:
@@ -105,6 +116,8 @@ def _between(side: int) -> tuple[list[Ints], list[Floats]]:
 
 REMEDIES: Mapping[str, Remedy] = {
     "centre": Remedy("the outer tenth of each side is cut off: borders, markers, burned-in text", box=_centre),
+    "lungs": Remedy("only the box around both lungs is kept, and a margin of a twentieth", box=_lungs),
+    "lungs-only": Remedy("black outside the lungs, whose outline is estimated", grey=_lungs_only),
     "stretch": Remedy("the darkest and brightest 2 % become black and white: exposure", grey=_by_table(_stretched)),
     "equalise": Remedy("every grey level becomes equally common: exposure and contrast", grey=_by_table(_equalised)),
     "clahe": Remedy("contrast is made equal in each of 8 x 8 tiles (CLAHE, clip limit 2)", grey=_clahe),

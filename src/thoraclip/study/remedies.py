@@ -25,6 +25,11 @@ class Remedy:
 
 REMEDIES: Mapping[str, Remedy] = {
     **{name: Remedy(one.does, {"remedy": name}) for name, one in PIXEL_REMEDIES.items()},
+    "randomised": Remedy("exposure, grain, marks, ... drawn anew in training", {"augmentation": "randomised"}),
+    "source-weights": Remedy("each source of a class weighs the same", {"class_weight": "source"}),
+    "source-sampling": Remedy("as many images of each source of a class", {"sampling": "source"}),
+    "source-erased": Remedy("what tells the source is taken out of the features", {"erase": "source"}),
+    "half-adapter": Remedy("half of what fine-tuning changed (WiSE-FT)", {"adapter_scale": 0.5}),
 }
 """Name -> remedy; the study's setting `remedies` takes these names, several for one run joined by `+`."""
 

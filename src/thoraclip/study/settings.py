@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from thoraclip.data.lungs.regions import require_mask_source
+from thoraclip.data.lungs import require_mask_source
 from thoraclip.errors import ConfigError
 from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published

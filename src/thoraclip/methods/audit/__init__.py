@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from thoraclip.config import Settings
-from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
+from thoraclip.data.lungs import SOURCES, LungRegions, lung_masks, require_mask_source
 from thoraclip.data.splits import independent_groups
 from thoraclip.data.views import VIEWS, Scene
 from thoraclip.dtypes import Greys, Ints, Masks

@@ -15,12 +15,12 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.batches import in_batches, read_pixels
-from thoraclip.data.lungs import usual_lungs
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.data.views import MARGIN
 from thoraclip.dtypes import Greys, Masks
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.lungs import usual_lungs
 from thoraclip.imaging.remedies import Box, crops, kept_box
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest

@@ -1,7 +1,7 @@
 """Where the lungs are in a frontal chest radiograph: one fixed outline, drawn after anatomy, not learnt from data.
 
-It is placed where an image is darker inside it than around it, or where lungs usually lie. `lungs.regions` has the
-lung region of every image of an audit.
+It is placed where an image is darker inside it than around it, or where lungs usually lie. `data.lungs` has the lung
+region of every image of an audit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from thoraclip.dtypes import Floats, Greys, Masks, Singles
 from thoraclip.errors import ImageError
 
-__all__ = ["estimate_lungs", "usual_lungs"]
+__all__ = ["estimate_lungs", "lung_box", "usual_lungs"]
 
 
 LEAST_QUALITY = 0.35
@@ -78,6 +78,19 @@ def estimate_lungs(pixels: Greys) -> tuple[Masks, str | None]:
         reason = f"the lungs are faint: quality {quality:.2f} is below {LEAST_QUALITY}"
         return np.zeros(pixels.shape, bool), reason
     return _draw(best[None], *pixels.shape)[0], None
+
+
+def lung_box(pixels: Greys, margin: float) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of both lungs of u8[H, W], in pixels, with a margin (a share of each side of the
+    picture); where lungs usually lie where the estimate is implausible."""
+    mask, reason = estimate_lungs(pixels)
+    height, width = mask.shape
+    mask = usual_lungs(height, width) if reason else mask
+    if not mask.any():  # a picture of a few pixels
+        return 0, 0, width, height
+    (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0))
+    down, across = round(margin * height), round(margin * width)
+    return max(0, left - across), max(0, top - down), min(width, right + 1 + across), min(height, bottom + 1 + down)
 
 
 def _place(contrast: Floats) -> tuple[Floats, float]:
