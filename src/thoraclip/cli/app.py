@@ -16,12 +16,13 @@ from typing import Any
 
 import typer
 
-from thoraclip.api.data import card, check, index, overlap, phantom, select, split
+from thoraclip.api.data import card, check, index, overlap, phantom, select
 from thoraclip.api.deployment import export, merge, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
+from thoraclip.api.splitting import split
 from thoraclip.api.start import demo, run_study
-from thoraclip.cli import documents, show
+from thoraclip.cli import documents, show, show_split
 from thoraclip.cli.command import Command
 from thoraclip.cli.console import ShownRows, announce, complain, prepare_streams, progress_bar, say, shut
 from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
@@ -68,7 +69,7 @@ COMMANDS = (
     Command("Data", index, show.index, document=documents.index),
     Command("Data", check, show.check, flags=_STRICT, document=documents.content),
     Command("Data", select, show.select),
-    Command("Data", split, show.split),
+    Command("Data", split, show_split.split),
     Command("Data", overlap, show.overlap),
     Command("Data", card, show.card),
     Command("Data", phantom, show.phantom),
