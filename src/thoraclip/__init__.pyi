@@ -1,11 +1,12 @@
 """The public names and where they are; `__init__.py` loads each when it is first used."""
 
-from .api.data import card, check, index, phantom, select, split
+from .api.data import card, check, index, phantom, select
 from .api.deployment import export, merge, predict, serve
 from .api.judgement import audit, explain, report
 from .api.manifests import join, overlap
 from .api.methods import MethodFunction, caption, embed
 from .api.results import Report, Run
+from .api.splitting import split
 from .api.start import demo, run_study
 from .bundle.opening import open_bundle
 from .cards import CardSettings, write_card

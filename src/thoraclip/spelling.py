@@ -175,22 +175,30 @@ class LabelMap:
     Args:
         given: texts `OLD=NEW`, or (old, new) pairs by a mapping; `OLD=OLD` keeps a class apart from similar ones.
         apart: more classes that stay apart, whether or not an image has them.
+        option: what messages call it.
 
     Raises:
         ConfigError: no `OLD=NEW`, an empty OLD, or two NEW for one OLD.
     """
 
-    def __init__(self, given: Mapping[str, str] | Sequence[str] | str = (), *, apart: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, str] | Sequence[str] | str = (),
+        *,
+        apart: Iterable[str] = (),
+        option: str = "--label-map",
+    ) -> None:
         texts = [given] if isinstance(given, str) else given
-        pairs = texts.items() if isinstance(texts, Mapping) else map(_pair, texts)
+        pairs = texts.items() if isinstance(texts, Mapping) else [_pair(text, option) for text in texts]
         self._new: dict[str, str] = {}
         self._apart = frozenset(map(tidy, apart))
         for raw_old, raw_new in pairs:
             old, new = tidy(raw_old), tidy(raw_new)
             if not old:
-                raise ConfigError(f"--label-map '={new}': expected OLD=NEW, and the class to rename is empty")
+                what = "class to rename" if option == "--label-map" else "old name"
+                raise ConfigError(f"{option} '={new}': expected OLD=NEW, and the {what} is empty")
             if self._new.setdefault(old, new) != new:
-                raise ConfigError(f"--label-map: '{old}' becomes '{self._new[old]}' and '{new}'; keep one")
+                raise ConfigError(f"{option}: '{old}' becomes '{self._new[old]}' and '{new}'; keep one")
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -214,8 +222,8 @@ class LabelMap:
                 raise ConfigError(f"--label-map: no image has the label '{old}'{did_you_mean(old, known)}")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str) -> tuple[str, str]:
     old, sign, new = text.partition("=")
     if not sign or "=" in new:
-        raise ConfigError(f"--label-map '{text}': expected OLD=NEW; in Python give a mapping for names with '='")
+        raise ConfigError(f"{option} '{text}': expected OLD=NEW; in Python give a mapping for names with '='")
     return old, new

@@ -171,9 +171,11 @@ def tables(draw: st.DrawFn, *, may_be_wrong: bool = True) -> list[dict[str, Any]
 
 def in_two(rows: list[dict[str, Any]], column: str) -> dict[str, tuple[str, ...]]:
     values: dict[str, set[str]] = {}
+    has_folds = column == "fold" and any(row["fold"] is not None for row in rows)
     for row in rows:
-        if row["patient"] is not None and row[column] is not None:
-            values.setdefault(row["patient"], set()).add(str(row[column]))
+        value = "train" if has_folds and row["fold"] is None and row["split"] == "train" else row[column]
+        if row["patient"] is not None and value is not None:
+            values.setdefault(row["patient"], set()).add(str(value))
     return {patient: tuple(sorted(found)) for patient, found in sorted(values.items()) if len(found) > 1}
 
 

@@ -1,4 +1,4 @@
-"""Panel Data: index, check, select, split, card and phantom; `manifests` has what takes several manifests."""
+"""Panel Data: index, check, select, card and phantom; `manifests` has what takes several, `splitting` the splits."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import File, config_of, hooks, read_images, settings_of, to_path, writes
-from thoraclip.errors import ConfigError
-from thoraclip.ranges import Bits, FoldCount, PhantomCount, Seed, Share, Side, checked
+from thoraclip.ranges import Bits, PhantomCount, Seed, Share, Side, checked
 from thoraclip.runs import Progress, require_own, written_together
 from thoraclip.spelling import LabelMap
 
 if TYPE_CHECKING:
-    from thoraclip.api.hooks import Files, Fractions, Images
+    from thoraclip.api.hooks import Files, Images
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
     from thoraclip.tables.manifest import Manifest
 
-__all__ = ["card", "check", "index", "phantom", "select", "split"]
+__all__ = ["card", "check", "index", "phantom", "select"]
 
 
 @checked
@@ -164,48 +163,6 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     require_place(Path(out), "manifest")
     write_manifest(Path(out), done := read_images(manifest, may_leak=True).select(where))
     return done
-
-
-@checked
-@writes(file=True, in_place=True)
-def split(
-    manifest: Images,
-    *,
-    out: File,
-    folds: FoldCount | None = None,
-    fractions: Fractions | None = None,
-    seed: Seed = 0,
-    duplicates: File | None = None,
-) -> Manifest:
-    """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together.
-
-    Args:
-        manifest: the images; they may leak.
-        out: manifest to write (.parquet).
-        folds: number of folds; or give fractions.
-        fractions: shares of train, val and test, as in 0.7,0.1,0.2.
-        seed: seed of the shuffle.
-        duplicates: folder of a check, whose near duplicates are kept together.
-
-    Returns:
-        The new manifest.
-    """
-    from thoraclip.data.check import read_clusters
-    from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
-    from thoraclip.tables.manifest import require_place, write_manifest
-
-    if (folds is None) == (fractions is None):
-        raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
-    require_place(Path(out), "manifest")
-    images = read_images(manifest, may_leak=True)
-    images = images if duplicates is None else read_clusters(images, Path(duplicates))
-    if folds is None:
-        shares = parse_fractions(fractions) if isinstance(fractions, str) else fractions or ()
-        images = split_fractions(images, fractions=shares, seed=seed)
-    else:
-        images = split_folds(images, folds=folds, seed=seed)
-    write_manifest(Path(out), images)
-    return images
 
 
 @checked

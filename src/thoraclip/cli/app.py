@@ -16,13 +16,14 @@ from typing import Any
 
 import typer
 
-from thoraclip.api.data import card, check, index, phantom, select, split
+from thoraclip.api.data import card, check, index, phantom, select
 from thoraclip.api.deployment import export, merge, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.manifests import join, overlap
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
+from thoraclip.api.splitting import split
 from thoraclip.api.start import demo, run_study
-from thoraclip.cli import documents, show, show_manifests
+from thoraclip.cli import documents, show, show_manifests, show_split
 from thoraclip.cli.command import Command
 from thoraclip.cli.console import ShownRows, announce, complain, prepare_streams, progress_bar, say, shut
 from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
@@ -69,7 +70,7 @@ COMMANDS = (
     Command("Data", index, show.index, document=documents.index),
     Command("Data", check, show.check, flags=_STRICT, document=documents.content),
     Command("Data", select, show.select),
-    Command("Data", split, show.split),
+    Command("Data", split, show_split.split),
     Command("Data", join, show_manifests.join),
     Command("Data", overlap, show_manifests.overlap),
     Command("Data", card, show.card),

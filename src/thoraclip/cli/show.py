@@ -66,7 +66,7 @@ def _duration(seconds: float) -> str:
 
 def index(result: IndexResult, given: Mapping[str, Any]) -> None:
     """Counts, and the first of everything that was set aside."""
-    _print_counts(*result.manifest.counts())
+    print_counts(*result.manifest.counts())
     _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
     _list_folders("unknown folders left out", result.unknown_folders)
     _list("files that are not pictures", result.other_files)
@@ -84,7 +84,7 @@ def index(result: IndexResult, given: Mapping[str, Any]) -> None:
 def check(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Counts, what tells the classes apart, leaks and warnings; exit code 1 for a leak with --strict."""
     counts, differences = content["counts"], content["differences"][:8]
-    _print_counts(counts["parts"], counts["classes"])
+    print_counts(counts["parts"], counts["classes"])
     if differences and differences[0]["alone"] is None:
         say(f"what tells the classes apart is not measured: {differences[0]['reason']}")
     elif differences:
@@ -103,15 +103,10 @@ def check(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def split(manifest: Manifest, given: Mapping[str, Any]) -> None:
-    """Images of each class in each part."""
-    _print_counts(*manifest.counts())
-    announce(f"{len(manifest)} images -> {given['out']}")
-
-
 def select(manifest: Manifest, given: Mapping[str, Any]) -> None:
     """Images of each class in each part, and how many were left out."""
-    split(manifest, given)
+    print_counts(*manifest.counts())
+    announce(f"{len(manifest)} images -> {given['out']}")
     done = manifest.selections[-1]
     unknown = f", {done['unknown']:,} of them since a value is unknown" if done["unknown"] else ""
     announce(f"{done['images'] - done['kept']:,} of {done['images']:,} images left out{unknown}")
@@ -127,7 +122,7 @@ def phantom(summary: PhantomSummary, given: Mapping[str, Any]) -> None:
     announce(f"{summary.images} phantoms of {summary.patients} patients -> {summary.root}")
 
 
-def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
+def print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
     print_table(["class", *parts], [[label, *map(str, row)] for label, row in classes.items()])
 
 

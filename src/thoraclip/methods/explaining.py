@@ -96,7 +96,8 @@ def _use(copies: Copies, fold: int | None) -> str:
     """What a fold's classifier, or that of a split (`None`), did with an image; empty where it held all copies out."""
     labelled = [row for row in copies if row["label"] is not None]
     if fold is not None:
-        return "trained or tuned on" if any(row["fold"] not in (None, fold) for row in labelled) else ""
+        held = (-1 if row["fold"] is None and row["split"] == "train" else row["fold"] for row in labelled)
+        return "trained or tuned on" if any(other not in (None, fold) for other in held) else ""
     splits = {row["split"] for row in labelled}
     return "trained on" if "train" in splits else "tuned on" if "val" in splits else ""
 

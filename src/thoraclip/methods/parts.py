@@ -36,7 +36,8 @@ def parts(
     only: Sequence[int] = (),
     shots: int | str = "all",
 ) -> Iterator[Part]:
-    """The parts of a manifest: one per fold (of those in `only`, where it names any), or one for its split.
+    """The parts of a manifest: one per fold (of those in `only`, where it names any), or one for its split. Images of
+    split `train` in no fold, beside others that are in one, are in the training part of every fold.
 
     Where no validation split is given, a stratified part of the training images is held out by patient.
 
@@ -83,7 +84,9 @@ def _masks(manifest: Manifest, targets: Ints, only: Sequence[int]) -> Iterator[t
         if fold is None:
             train, val, test = (known & (split == name) for name in ("train", "val", "test"))
         else:
-            train, val, test = known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)
+            always = (folds < 0) & (split == "train")
+            train = known & (folds != fold) & ((folds >= 0) | always)
+            val, test = np.zeros_like(known), known & (folds == fold)
         for name, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise ManifestError(

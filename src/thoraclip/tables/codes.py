@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from thoraclip.dtypes import Ints, Masks
 from thoraclip.runs import canonical_json
 
-__all__ = ["codes", "columns_digest", "conflicting", "in_pieces", "ranks"]
+__all__ = ["codes", "columns_digest", "conflicting", "folds_of", "in_pieces", "ranks"]
 
 _ROWS = 1 << 16  # that are Python objects at once
 
@@ -44,6 +44,15 @@ def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) ->
     several = np.zeros(len(some) + 1, dtype=bool)  # one more, for the keys that are -1
     several[key[known][value[known] != some[key[known]]]] = True
     return np.asarray(known & several[key])
+
+
+def folds_of(fold: pa.ChunkedArray, split: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Folds, -1 for an image of split `train` in none, which is trained on in every fold; as given where all are in
+    none."""
+    if fold.null_count == len(fold):
+        return fold
+    always = pc.and_(fold.is_null(), pc.fill_null(pc.equal(split, "train"), fill_value=False))
+    return pc.if_else(always, pa.scalar(-1, fold.type), fold)
 
 
 def in_pieces(column: pa.ChunkedArray) -> Iterator[list[Any]]:

@@ -22,7 +22,7 @@ from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean,
 from thoraclip.labels import LabelSet
 from thoraclip.ranges import BITS
 from thoraclip.spelling import require_distinct
-from thoraclip.tables.codes import codes, conflicting, in_pieces, ranks
+from thoraclip.tables.codes import codes, conflicting, folds_of, in_pieces, ranks
 from thoraclip.tables.columns import COLUMNS, OPTIONAL, SCHEMA, SPLITS, depths_of, table_digest
 from thoraclip.tables.conditions import condition_truth, require_columns, rows_with
 from thoraclip.tables.foreign import open_manifest, read_fingerprint
@@ -240,16 +240,16 @@ class Manifest:
 
     def conflicting(self, column: str) -> Masks:
         """bool[N]: the images, with a known value, of patients with more than one known value of a column."""
-        values = self.values(column)
+        values = folds_of(self.values("fold"), self.values("split")) if column == "fold" else self.values(column)
         if values.null_count == len(values) or self.values("patient").null_count == len(values):
             return np.zeros(len(values), dtype=bool)
         return conflicting(ranks(self.values("patient")), codes(values)[0])
 
     def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
-        """Patients with more than one known value of `split`, `fold` or `label` -> those values; both sorted."""
+        """Patients with more than one known value of `split`, `fold` (see `folds_of`) or `label` -> those, sorted."""
         values = defaultdict[str, set[str]](set)
         for row in self.table.select(["patient", column]).filter(pa.array(self.conflicting(column))).to_pylist():
-            values[row["patient"]].add(str(row[column]))
+            values[row["patient"]].add("train" if row[column] is None else str(row[column]))
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
 
 
