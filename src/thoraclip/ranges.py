@@ -90,7 +90,7 @@ Precision = Annotated[str, OneOf(("auto", "fp32", "bf16"))]
 RuntimeName = Annotated[str, OneOf(("auto", "torch", "onnxruntime", "openvino"))]
 """`models.runtimes` has them."""
 OnConflict = Annotated[str, OneOf(("drop", "first"))]
-Weighting = Annotated[str, OneOf(("none", "balanced"))]
+Weighting = Annotated[str, OneOf(("none", "balanced", "source"))]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Scikit-learn takes no larger one."""
 ImageCount = Annotated[int, Range(0, 10_000_000)]

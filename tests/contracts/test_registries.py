@@ -173,7 +173,7 @@ def _left_half(scene: Any, rows: Any) -> Any:
 def test_a_solver_fits_the_head_of_a_probe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 
-    def dummy(config: Any, x: Any, y: Any, labels: Any, l2: Any, texts: Any) -> Any:
+    def dummy(config: Any, x: Any, y: Any, labels: Any, l2: Any, *_: Any) -> Any:
         asked.extend(l2)
         return fit_lbfgs(x, y, labels, l2=l2, weighting="none")
 

@@ -23,6 +23,7 @@ from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.probe import Config as Probe
 from thoraclip.methods.running import run_method
+from thoraclip.methods.training import folds as fold_training
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import Config as ZeroShot
 from thoraclip.methods.zeroshot import prompts_digest
@@ -369,12 +370,14 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
     original = CaptionTexts.of
     monkeypatch.setattr(CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts))
     weighed: list[list[int]] = []
-    real = finetune.class_weights
-    monkeypatch.setattr(finetune, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
+    real = fold_training.class_weights
+    monkeypatch.setattr(
+        fold_training, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind)
+    )
     learnt = [n for n, split in enumerate(split_manifest.column("split")) if split == "train"]
     labels, targets = split_manifest.column("label"), split_manifest.targets(split_manifest.label_set())
     for append in (True, False):
-        train(captions=captions, append_label=append, steps=1)
+        train(captions=captions, append_label=append, steps=1, class_weight="balanced")
         assert seen.pop() == tuple(f"image {n % 4}" + f", {labels[n]}" * (append and n % 3 != 0) for n in learnt)
         assert weighed.pop() == targets[learnt].tolist(), "nor do others' labels weigh"
 

@@ -66,7 +66,7 @@ def make_step(
     if captions and loss != "prompt_ce":  # five captions for 24 images
         texts = CaptionTexts.of(ROWS.tolist(), [f"a chest X-ray, number {row % 5}" for row in ROWS])
     greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").arrays["pixels"]
-    weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
+    weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])[manifest.targets(labels)]
     return ContrastiveStep(
         config=config, loss=loss, logit_scale_max=config.logit_scale_max, tuned=tuned, greys=greys,
         targets=manifest.targets(labels), texts=texts, group=ProcessGroup(), weight=weight,
@@ -226,11 +226,11 @@ class TestContrast:
     def test_the_loss_is_the_one_that_is_named_of_the_texts_that_score(
         self, weight: str, contrast: ContrastiveStep
     ) -> None:
-        """Without captions an image's text is its class's vector; weights are those of the images' classes."""
-        weights = np.array([0.5, 1.0, 1.5]) if weight == "balanced" else None
+        """Without captions an image's text is its class's vector; weights are those of the images."""
+        weights = np.linspace(0.5, 1.5, len(contrast.targets)) if weight == "balanced" else None
         contrast, rows = dataclasses.replace(contrast, weight=weights), ROWS[[3, 20, 9, 10, 17]]
         batch, target = Batch(0, rows, rows), torch.from_numpy(contrast.targets[rows])
-        each = None if weights is None else torch.from_numpy(weights).float()[target]
+        each = None if weights is None else torch.from_numpy(weights[rows]).float()
         scale, bias = contrast.tuned.log_scale.exp(), contrast.tuned.bias
         prompts = PromptTexts.of([("a", "b"), ("c",), ("d", "e", "f")])
         classes = torch.from_numpy(prompts.classes)
@@ -285,7 +285,7 @@ class TestContrast:
         ((features, targets, labels, given),) = fitted
         np.testing.assert_allclose(features, contrast._encode(ROWS[4:8])[0], atol=1e-5)
         assert (targets, labels) == (contrast.targets[4:8].tolist(), ("a", "b", "c"))
-        assert given == {"l2": [1.0, 0.1, 0.01], "weighting": "none"}
+        assert given == {"l2": [1.0, 0.1, 0.01], "weighting": "none", "sources": None}
 
 
 def test_a_caption_belongs_to_its_row() -> None:

@@ -17,7 +17,6 @@ from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.models.heads import (
     LinearHead,
-    class_weights,
     fit_adamw,
     fit_lbfgs,
     fit_text_informed,
@@ -26,6 +25,7 @@ from thoraclip.models.heads import (
     text_multipliers,
     write_head,
 )
+from thoraclip.models.weighting import class_weights
 
 LABELS = LabelSet(("a", "b", "c"))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.cli.console import announce, print_table, say
-from thoraclip.cli.show import split
+from thoraclip.cli.show_split import split
 
 if TYPE_CHECKING:
     from thoraclip.data.joining import Joined

@@ -32,8 +32,8 @@ from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
-from thoraclip.models.heads import class_weights
 from thoraclip.models.network import recompute_layers
+from thoraclip.models.weighting import class_weights
 from thoraclip.ranges import OneOf, Range, Weight
 from thoraclip.runs import fold_folder
 
@@ -119,8 +119,11 @@ def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
             parameter.requires_grad_(name in heads)
     if config.gradient_checkpointing:
         recompute_layers(backbone.network, backbone.name)
+    shape = len(training.targets), len(training.labels)
+    if config.class_weight == "source":
+        return SupervisedStep(training, backbone, greys, np.broadcast_to(training.weights()[:, None], shape))
     weight = class_weights(training.targets[rows], len(training.labels), config.class_weight)
-    return SupervisedStep(training, backbone, greys, weight)
+    return SupervisedStep(training, backbone, greys, np.broadcast_to(weight, shape))
 
 
 def _optimizer(config: Config, step: SupervisedStep) -> torch.optim.Optimizer:
@@ -184,7 +187,7 @@ class SupervisedStep:
     training: FoldTraining[Config]
     backbone: Backbone
     greys: Greys  # [N, S, S], the images of the manifest, on disk
-    weight: Floats  # [C], of each class in the loss
+    weight: Floats  # [N, C], of each image in the loss, and of each class that smoothing gives it a share of
 
     @property
     def follows_batches(self) -> bool:
@@ -204,7 +207,7 @@ class SupervisedStep:
     def backward(self, batch: Batch) -> float:
         """Add the gradients of the batch's loss; over the chunks and processes they are those of one pass."""
         config, group, device = self.training.config, self.training.group, self.backbone.device
-        weight = torch.from_numpy(self.weight).float().to(device)
+        weight = torch.from_numpy(self.weight[batch.rows]).float().to(device)
         self._train_mode()
         target = self._soft_targets(batch.rows)
         total = (target * weight).sum()
@@ -215,7 +218,7 @@ class SupervisedStep:
             pixels = self._pixels(batch, at)
             with _stream_of(config.seed, batch.step, int(at[0]), device=device):
                 likelihood = self.backbone.logits(pixels).log_softmax(dim=-1)
-            loss = -(target[chunk.to(device)] * weight * likelihood).sum() / total
+            loss = -(target[chunk.to(device)] * weight[chunk.to(device)] * likelihood).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
             value += float(loss.detach())
         group.combine(self.parameters.values(), ())

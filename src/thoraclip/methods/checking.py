@@ -16,6 +16,7 @@ from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.parts import require_folds
+from thoraclip.methods.sources import sources_of
 from thoraclip.methods.tracking import require_trackers
 from thoraclip.models.architectures import ARCHITECTURES, find_architecture
 from thoraclip.models.files import (
@@ -53,6 +54,7 @@ def check_method(kind: str, config: Any, manifest: Manifest, *, later: Container
     method = find_method(kind)
     labels = manifest.label_set(config.classes)
     manifest.targets(labels)
+    sources_of(config, manifest)
     folds = sorted(set(manifest.column("fold")) - {None})
     if any(manifest.parts()):
         require_folds(config.only_folds, folds)

@@ -41,7 +41,7 @@ class ModelConfig(Settings):
     geometry: Geometry = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
     remedy: Annotated[str, Joined(PIXEL_REMEDIES)] = NONE
-    """What is done to every picture against shortcuts: none, or centre, stretch, equalise, clahe, match joined by +;
+    """What is done to every picture against shortcuts: none, or names joined by +, such as centre+equalise;
     see docs/remedies.md."""
     precision: Precision = "auto"
     """fp32, bf16, or auto: bf16 where the device computes in it."""

@@ -36,7 +36,7 @@ from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, scor
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder, load_vision_encoder
 from thoraclip.models.files import read_note
-from thoraclip.models.heads import class_weights, read_head, write_head
+from thoraclip.models.heads import read_head, write_head
 from thoraclip.models.lora import LoraSettings, add_lora
 from thoraclip.ranges import BatchSize, OneOf, Range, Weight, Weighting
 from thoraclip.runs import file_sha256, fold_folder
@@ -79,7 +79,7 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     logit_scale_max: Annotated[float, Range(0, 1_000_000, above=True)] = 100.0
     """Upper bound of a trained logit scale (Radford et al. 2021, section 2.5)."""
     class_weight: Weighting = "none"
-    """none or balanced: whether pairs of rare classes weigh more in the loss."""
+    """none, balanced (pairs of rare classes weigh more in the loss) or source (so do rare sources of a class, too)."""
     select: Annotated[str, OneOf(("auto", "zeroshot", "probe", "last"))] = "auto"
     """Which adapter is kept as the best: by validation macro F1 of what scores (auto: zero-shot, or the linear head of
     a loss without texts), of zeroshot or of a probe; or the last one."""
@@ -204,12 +204,11 @@ def _scored(step: ContrastiveStep | LabelStep, training: FoldTraining[Config]) -
 
 def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
     """Encoder with LoRA, images and texts; a wrong setting is refused here, before the first step."""
-    config, rows, loss = training.config, training.part.train, LOSSES[training.config.loss]
+    config, loss = training.config, LOSSES[training.config.loss]
     texts = _texts(training) if config.reads_texts else None
     load = load_dual_encoder if config.reads_texts else load_vision_encoder
-    device = str(training.group.device)
     own = {name: getattr(config, name) for name in ("geometry", "remedy", "precision")}
-    encoder = load(config.model, **own, device=device)
+    encoder = load(config.model, **own, device=str(training.group.device))
     tuned = add_lora(
         encoder,
         config.lora,
@@ -219,7 +218,6 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
         checkpointing=config.gradient_checkpointing,
     )
     greys, targets, labels = training.shared_images(encoder.preprocess), training.targets, training.labels
-    weight = class_weights(targets[rows], len(labels), config.class_weight)
     shared: dict[str, Any] = {
         "config": config,
         "loss": config.loss,
@@ -227,7 +225,8 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep | LabelStep:
         "greys": greys,
         "targets": targets,
         "group": training.group,
-        "weight": None if config.class_weight == "none" else weight,
+        "weight": None if config.class_weight == "none" else training.weights(),
+        "sources": training.sources,
         "tokens": make_cache(training, tuned, greys),
     }
     if texts is not None:

@@ -50,7 +50,8 @@ class ImageStep:
     greys: Greys  # [N, S, S], the images of the manifest, on disk
     targets: Ints  # [N] classes, -1 where unknown
     group: ProcessGroup
-    weight: Floats | None = None  # [C], of each class in the loss; `None` for equal ones
+    weight: Floats | None = None  # [N], of each image in the loss; `None` for equal ones
+    sources: Ints | None = None  # [N], where they are balanced
     tokens: TokenCache | None = None  # behind the frozen first blocks; `None` where the images are read
 
     @property
@@ -100,7 +101,9 @@ class ImageStep:
     def _class_targets(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(i64[B] classes, f32[B] weights of the images in the loss, or `None` for equal ones)."""
         target = torch.from_numpy(self.targets[batch.rows]).to(self.tuned.encoder.device)
-        return target, None if self.weight is None else torch.from_numpy(self.weight).float().to(target.device)[target]
+        return target, None if self.weight is None else torch.from_numpy(self.weight[batch.rows]).float().to(
+            target.device
+        )
 
     def fit_head(
         self, train: Ints, rows: Ints, labels: LabelSet, *, weighting: str = "none"
@@ -110,7 +113,9 @@ class ImageStep:
         The penalty is the one of the highest macro F1 there; of equal ones the strongest.
         """
         (fitted, _), (scored, _) = self._encode(train), self._encode(rows)
-        heads = fit_lbfgs(fitted, self.targets[train], labels, l2=list(_PROBE_PENALTIES), weighting=weighting)
+        own = None if self.sources is None else self.sources[train]
+        l2 = list(_PROBE_PENALTIES)
+        heads = fit_lbfgs(fitted, self.targets[train], labels, l2=l2, weighting=weighting, sources=own)
         judged = [(head, validation_metrics(head.predict(scored), self.targets[rows])) for head in heads]
         return max(judged, key=lambda one: one[1]["val_macro_f1"])
 

@@ -21,7 +21,9 @@ from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder, load_text_encoder
 from thoraclip.methods.parts import Part, parts_of
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions, require_classes
+from thoraclip.methods.sources import sources_of
 from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
+from thoraclip.models.erasure import fit_eraser
 from thoraclip.models.heads import (
     LinearHead,
     fit_adamw,
@@ -66,7 +68,9 @@ class Config(EncoderConfig):
     refit: bool = True
     """Fit again on training plus validation images once the penalty (or epoch) is chosen."""
     class_weight: Weighting = "none"
-    """none or balanced: whether rare classes weigh more in the loss."""
+    """none, balanced (rare classes weigh more in the loss) or source (so do rare sources of a class, too)."""
+    erase: Annotated[str, OneOf(("none", "source"))] = "none"
+    """lbfgs, adamw: none, or source: what tells the sources of one class apart is taken out of the features (LEACE)."""
     val_fraction: Fraction = 0.2
     """Share of the training images held out by patient where the manifest names no validation split."""
     epochs: Annotated[int, Range(1, 1_000_000)] = 30
@@ -91,6 +95,12 @@ class Config(EncoderConfig):
             raise ConfigError(
                 f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "
                 "the space shared with text; set features = 'projected'"
+            )
+
+        if self.reads_prompts and self.erase != "none":
+            raise ConfigError(
+                f"erase = '{self.erase}' moves features out of the space shared with text, and solver = "
+                f"'{self.solver}' weighs them against texts; set erase = 'none', or solver = 'lbfgs'"
             )
 
     @property
@@ -118,33 +128,40 @@ class Texts:
 
 _Inputs = tuple[Part, Singles, Texts | None]
 """Of one fit; the features f32[N, D] are those of the whole manifest."""
-Heads = Callable[[Config, Singles, Ints, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
+Heads = Callable[[Config, Singles, Ints, LabelSet, Sequence[float], Texts | None, Ints | None], list[LinearHead]]
 
 
 @dataclass(frozen=True)
 class Solver:
     """One entry of `SOLVERS`."""
 
-    # (settings, features f32[N, D], targets i64[N], classes, penalties, texts) -> a head for each penalty; of a solver
-    # by epochs a head after each of `settings.epochs`
+    # (settings, features f32[N, D], targets i64[N], classes, penalties, texts, sources i64[N] where they count) -> a
+    # head for each penalty; of a solver by epochs a head after each of `settings.epochs`
     fit: Heads
     by_epoch: bool = False  # the epoch is chosen by validation; else the penalty
     needs_texts: bool = False  # the class prompts are read, in the space shared with text
 
 
 def _text_informed(
-    config: Config, x: Singles, y: Ints, labels: LabelSet, l2: Sequence[float], texts: Texts | None
+    config: Config,
+    x: Singles,
+    y: Ints,
+    labels: LabelSet,
+    l2: Sequence[float],
+    texts: Texts | None,
+    sources: Ints | None,
 ) -> list[LinearHead]:
     assert texts is not None, "read where a solver needs them"
-    return fit_text_informed(
-        x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=l2, weighting=config.class_weight
-    )
+    given: dict[str, Any] = {"l2": l2, "weighting": config.class_weight, "sources": sources}
+    return fit_text_informed(x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, **given)
 
 
 SOLVERS: Mapping[str, Solver] = {
-    "lbfgs": Solver(lambda c, x, y, labels, l2, _: fit_lbfgs(x, y, labels, l2=l2, weighting=c.class_weight)),
+    "lbfgs": Solver(
+        lambda c, x, y, labels, l2, _, s: fit_lbfgs(x, y, labels, l2=l2, weighting=c.class_weight, sources=s)
+    ),
     "adamw": Solver(
-        lambda c, x, y, labels, *_: fit_adamw(
+        lambda c, x, y, labels, _, __, sources: fit_adamw(
             x,
             y,
             labels,
@@ -153,6 +170,7 @@ SOLVERS: Mapping[str, Solver] = {
             learning_rate=c.learning_rate,
             weighting=c.class_weight,
             seed=c.seed,
+            sources=sources,
         ),
         by_epoch=True,
     ),
@@ -170,11 +188,11 @@ def run(config: Config, context: RunContext) -> MethodOutput:
 
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
-    targets = manifest.targets(labels)
+    targets, sources = manifest.targets(labels), sources_of(config, manifest)
     rows, scores, metrics, ood = [], [], [], []
 
     def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Floats, dict[str, object], dict[str, Any]]:
-        return fold, *_fit(config, fold, targets, labels), _keep_ood(context, fold, targets)
+        return fold, *_fit(config, fold, targets, labels, sources), _keep_ood(context, fold, targets)
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
         inputs = _fold_inputs(config, context, labels)
@@ -237,7 +255,7 @@ def _keep_ood(context: RunContext, fold: _Inputs, targets: Ints) -> dict[str, An
 
 
 def _fit(
-    config: Config, fold: _Inputs, targets: Ints, labels: LabelSet
+    config: Config, fold: _Inputs, targets: Ints, labels: LabelSet, sources: Ints | None = None
 ) -> tuple[LinearHead, Floats, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
@@ -252,7 +270,12 @@ def _fit(
         asked, penalties = config, grid if upto is None else [grid[0] if solver.by_epoch else grid[upto]]
         if solver.by_epoch and upto is not None:
             asked = replace(config, epochs=upto + 1)
-        return solver.fit(asked, features[rows], targets[rows], labels, penalties, texts)
+        own, x = None if sources is None else sources[rows], features[rows]
+        if config.erase == "none":
+            return solver.fit(asked, x, targets[rows], labels, penalties, texts, own)
+        eraser = fit_eraser(x, targets[rows], np.unique(np.asarray(own), return_inverse=True)[1])
+        found = solver.fit(asked, eraser.apply(x), targets[rows], labels, penalties, texts, own)
+        return [eraser.folded(head) for head in found]
 
     candidates = heads(part.train)
     validation = [head.predict(features[part.val]) for head in candidates]

@@ -21,6 +21,7 @@ from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.parts import Part
+from thoraclip.methods.sources import balances_sources
 from thoraclip.methods.tracking import send_run
 from thoraclip.runs import (
     Progress,
@@ -36,6 +37,7 @@ from thoraclip.runs import (
     written_together,
 )
 from thoraclip.tables.arrays import is_valid
+from thoraclip.tables.codes import columns_digest
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, embeddings_folder
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MethodOutput", "RunContext", "is_done", "pooled_predictions", "require_classes", "run_method"]
 
-_ABSENT = {"shots": "all", "remedy": "none"}
+_ABSENT = {"shots": "all", "remedy": "none", "erase": "none"}
 _SCHEMA, _FOLD_SCHEMA = 2, 1
 """Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
 
@@ -229,6 +231,8 @@ def _manifest_file(manifest: Manifest, out: Path) -> dict[str, str]:
 def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str, str]:
     """Provenance of a run, the fingerprint of all that its result depends on, and the one of all that a fold's does."""
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
+    if balances_sources(config):  # which are not in the manifest's fingerprint
+        inputs["sources"] = columns_digest([manifest.values("source")])
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
     unseen = (*getattr(config, "NOT_IN_THE_RESULT", ()), *inputs)  # of what is read, the content counts, not its name
     # at these values a setting that came later adds nothing to the identity of a run

@@ -22,8 +22,10 @@ from thoraclip.errors import ConfigError, ImageError
 from thoraclip.imaging.remedies import NONE, REMEDIES
 from thoraclip.methods.parts import Part, parts_of
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
+from thoraclip.methods.sources import sources_of
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
+from thoraclip.models.weighting import source_weights
 from thoraclip.ranges import FoldNumber, Fraction, Joined, OneOf, Range, Seed, Shots, Weight, Weighting
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
@@ -69,7 +71,7 @@ class Config(Settings):
     refit: bool = True
     """Fit again on training plus validation images once the number of rounds is chosen."""
     class_weight: Weighting = "none"
-    """none or balanced: whether rare classes weigh more in the loss."""
+    """none, balanced (rare classes weigh more in the loss) or source (so do rare sources of a class, too)."""
     val_fraction: Fraction = 0.2
     """Share of the training images held out by patient where the manifest names no validation split."""
     shots: Shots = "all"
@@ -94,7 +96,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     """
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
-    targets = manifest.targets(labels)
+    targets, sources = manifest.targets(labels), sources_of(config, manifest)
     folds = list(parts_of(config, manifest, labels))  # before any image is opened
     # beside the embeddings, where a study that looked for near duplicates has measured all images already
     folder = context.cache.with_name("inspection" if config.remedy == NONE else f"inspection-{config.remedy}")
@@ -102,7 +104,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     groups = {name: features[name] for name in GROUPS if name in config.features}
     rows, scores, chosen, importances = [], [], [], []
     for part in folds:
-        test, validation, facts, importance = _fit_and_score(config, groups, targets, part)
+        test, validation, facts, importance = _fit_and_score(config, groups, targets, part, sources)
         context.keep_validation(part, labels, validation)
         chosen.append({"fold": part.fold, **facts})
         importances.append(importance)
@@ -161,7 +163,7 @@ def _table(groups: Mapping[str, Singles], rows: Ints) -> Singles:
 
 
 def _fit_and_score(
-    config: Config, groups: Mapping[str, Singles], targets: Ints, part: Part
+    config: Config, groups: Mapping[str, Singles], targets: Ints, part: Part, sources: Ints | None
 ) -> tuple[Floats, Floats, dict[str, Any], dict[str, dict[str, float]]]:
     """Choose the number of rounds by validation log-loss, refit on training plus validation if asked, score the test.
 
@@ -180,10 +182,11 @@ def _fit_and_score(
             min_samples_leaf=max(1, min(config.min_samples_leaf, len(rows) // 10)),
             l2_regularization=config.l2,
             early_stopping=False,
-            class_weight=None if config.class_weight == "none" else config.class_weight,
+            class_weight="balanced" if config.class_weight == "balanced" else None,
             random_state=config.seed,
         )
-        return model.fit(_table(groups, rows), targets[rows])
+        weight = None if sources is None else source_weights(targets[rows], sources[rows])
+        return model.fit(_table(groups, rows), targets[rows], sample_weight=weight)
 
     with threadpool_limits(1):  # sums keep one order everywhere; entered after scikit-learn, whose threads it limits
         candidate, known = fitted(part.train, config.max_iter), targets[part.val]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from thoraclip.array_files import Expected, read_safetensors
 from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
+from thoraclip.models.weighting import class_weights, image_weights
 from thoraclip.runs import atomic_open, canonical_json
 from thoraclip.shapes import check, sequence, table, text
 
 __all__ = [
     "LinearHead",
-    "class_weights",
     "fit_adamw",
     "fit_lbfgs",
     "fit_text_informed",
@@ -77,23 +78,20 @@ def log_loss(scores: Floats, targets: Ints) -> float:
     return float(-np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-15)).mean())
 
 
-def class_weights(targets: Ints, classes: int, kind: str) -> Floats:
-    """f64[C]: ones for `none`; N / (C n_c) for `balanced` (King & Zeng 2001, as in scikit-learn)."""
-    if kind == "none":
-        return np.ones(classes)
-    counts = np.bincount(targets, minlength=classes)
-    return len(targets) / (classes * np.maximum(counts, 1))
-
-
-def _image_weights(targets: Ints, labels: LabelSet, weighting: str) -> Floats:
-    """f64[N], of mean 1: the weight of each image's class."""
-    weights: Floats = class_weights(targets, len(labels), weighting)[targets]
-    weights *= len(targets) / weights.sum()
+def _mean_one(weights: Floats) -> Floats:
+    """f64[N], of mean 1."""
+    weights *= len(weights) / weights.sum()
     return weights
 
 
 def fit_lbfgs(
-    features: Singles, targets: Ints, labels: LabelSet, *, l2: Sequence[float], weighting: str
+    features: Singles,
+    targets: Ints,
+    labels: LabelSet,
+    *,
+    l2: Sequence[float],
+    weighting: str,
+    sources: Ints | None = None,
 ) -> list[LinearHead]:
     """Multinomial logistic regression by L-BFGS, one head per penalty, all in one go.
 
@@ -108,14 +106,15 @@ def fit_lbfgs(
         features: f32[N, D], as the encoder gives them.
         targets: i64[N]; every class must occur.
         l2: penalties, positive.
-        weighting: `none` or `balanced`.
+        weighting, sources: see `image_weights`.
     """
     from threadpoolctl import threadpool_limits
 
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     mean, scale = mean.astype(np.float32), np.where(deviation < 1e-6, 1, deviation).astype(np.float32)
     z = ((features - mean) / scale).astype(np.float64)
-    weights, classes, width = _image_weights(targets, labels, weighting), len(labels), features.shape[1]
+    classes, width = len(labels), features.shape[1]
+    weights = _mean_one(image_weights(targets, classes, weighting, sources))
     weight, bias = np.zeros((classes, width)), np.zeros(classes)
     heads: dict[float, LinearHead] = {}
     with threadpool_limits(1):  # sums then keep one order everywhere
@@ -176,6 +175,7 @@ def fit_adamw(
     learning_rate: float,
     weighting: str,
     seed: int,
+    sources: Ints | None = None,
 ) -> list[LinearHead]:
     """The reference study's recipe: a softmax layer on the raw features, trained with AdamW; one head per epoch.
 
@@ -184,24 +184,32 @@ def fit_adamw(
     Args:
         features: f32[N, D]; targets: i64[N].
         epochs, batch_size, learning_rate: of AdamW (weight decay 0.01, PyTorch's default).
-        weighting: `none` or `balanced`.
+        weighting, sources: see `image_weights`.
         seed: decides the initial weights and the order of the batches.
     """
     import torch
+    from torch.nn.functional import cross_entropy
 
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(np.array(features)), torch.from_numpy(targets)
     bound = features.shape[1] ** -0.5
     weight = ((torch.rand(len(labels), features.shape[1], generator=generator) * 2 - 1) * bound).requires_grad_()
     bias = torch.zeros(len(labels), requires_grad=True)
-    loss_weights = torch.from_numpy(class_weights(targets, len(labels), weighting)).float()
+    by_class = weighting != "source"
+    weights = class_weights if by_class else partial(image_weights, sources=sources)
+    loss_weights = torch.from_numpy(weights(targets, len(labels), weighting)).float()
     optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate)
     heads = []
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
         full = len(order) - len(order) % batch_size or len(order)
         for rows in torch.split(order[:full], batch_size):
-            loss = torch.nn.functional.cross_entropy(x[rows] @ weight.T + bias, y[rows], weight=loss_weights)
+            logits = x[rows] @ weight.T + bias
+            if by_class:
+                loss = cross_entropy(logits, y[rows], weight=loss_weights)
+            else:
+                own = loss_weights[rows]
+                loss = own @ cross_entropy(logits, y[rows], reduction="none") / own.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -218,6 +226,7 @@ def fit_text_informed(
     logit_scale: float,
     l2: Sequence[float],
     weighting: str,
+    sources: Ints | None = None,
 ) -> list[LinearHead]:
     """A linear probe that starts from the classes' texts, one head per penalty (LP++: Huang et al. 2024,
     arXiv:2404.02285).
@@ -237,7 +246,7 @@ def fit_text_informed(
         texts: f64[C, P], unit vectors.
         logit_scale: s, the encoder's.
         l2: penalties, positive.
-        weighting: `none` or `balanced`.
+        weighting, sources: see `image_weights`.
 
     Returns:
         Heads with weight s U and no bias, on features as they are; their alpha: `text_multipliers`.
@@ -245,7 +254,7 @@ def fit_text_informed(
     from threadpoolctl import threadpool_limits
 
     scaled = logit_scale * features.astype(np.float64)
-    weights = _image_weights(targets, labels, weighting)
+    weights = _mean_one(image_weights(targets, len(labels), weighting, sources))
     vectors = texts.astype(np.float64)
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):

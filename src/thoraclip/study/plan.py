@@ -24,6 +24,7 @@ from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.parts import Part, parts_of, require_folds
 from thoraclip.methods.running import is_done
+from thoraclip.methods.sources import sources_of
 from thoraclip.methods.tokens import cache_size, cached_views, frozen_prefix
 from thoraclip.methods.training.folds import sampler_of
 from thoraclip.models.files import adapter_folders
@@ -198,7 +199,7 @@ class _Planner:
 
     def _count_training(self, row: Row, config: Any, part: Part, targets: Ints) -> None:
         """The steps, the validations and, where no features are kept, the scoring of one part."""
-        sampler, size = sampler_of(config, part, targets), config.batch_size
+        sampler, size = sampler_of(config, part, targets, sources_of(config, self.manifest)), config.batch_size
         steps = config.steps or config.epochs * sampler.steps_per_epoch
         validations = 1 + -(-steps // (config.validate_every or sampler.steps_per_epoch))
         row.images_trained += steps * min(size, len(part.train) if config.shots != "all" else size)

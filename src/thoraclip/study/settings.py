@@ -83,7 +83,7 @@ class StudyConfig(ImageSource):
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     class_weight: Weighting = "none"
-    """none or balanced, for methods that train."""
+    """none, balanced or source, for methods that train."""
     only_folds: tuple[FoldNumber, ...] = ()
     """Folds that are held out and scored; empty for all of them."""
     folds: FoldCount = 5

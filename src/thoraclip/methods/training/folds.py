@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from thoraclip.data.batches import pixel_cache
 from thoraclip.documents import parse_json
 from thoraclip.dtypes import Floats, Greys, Ints
@@ -23,12 +25,14 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods.parts import Part, parts_of
 from thoraclip.methods.running import MethodOutput, RunContext, pooled_predictions
+from thoraclip.methods.sources import sources_of
 from thoraclip.methods.tracking import TrackedRun
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Sampler
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.models.files import holds_weights
+from thoraclip.models.weighting import class_weights, source_weights
 from thoraclip.runs import canonical_json, digest, fold_folder, remove_file, write_text, written_together
 
 __all__ = ["FoldTraining", "sampler_of", "train_folds"]
@@ -72,6 +76,21 @@ class FoldTraining(Generic[C]):
         """i64[N]: the class of every row of the manifest, -1 where unknown."""
         return self.context.manifest.targets(self.labels)
 
+    @cached_property
+    def sources(self) -> Ints | None:
+        """i64[N]: the source of every row of the manifest; `None` where the settings balance no sources."""
+        return sources_of(self.config, self.context.manifest)
+
+    def weights(self) -> Floats:
+        """f64[N]: how much every row of the manifest weighs in the loss; 0 for one that is not trained on, where
+        sources are balanced."""
+        rows, kind = self.part.train, self.config.class_weight
+        if self.sources is None or kind != "source":
+            return np.asarray(class_weights(self.targets[rows], len(self.labels), kind)[self.targets])
+        weights = np.zeros(len(self.targets))
+        weights[rows] = source_weights(self.targets[rows], self.sources[rows])
+        return weights
+
     @property
     def metrics(self) -> list[Mapping[str, object]]:
         """The rows of `metrics.jsonl`, with the fold."""
@@ -80,7 +99,7 @@ class FoldTraining(Generic[C]):
 
     def sampler(self) -> Sampler:
         """The order of the training images."""
-        return sampler_of(self.config, self.part, self.targets)
+        return sampler_of(self.config, self.part, self.targets, self.sources)
 
     def images(self, spec: Preprocess) -> Greys:
         """u8[N, S, S] from the pixel cache."""
@@ -119,13 +138,14 @@ class FoldTraining(Generic[C]):
         }
 
 
-def sampler_of(config: TrainingSettings, part: Part, targets: Ints) -> Sampler:
+def sampler_of(config: TrainingSettings, part: Part, targets: Ints, sources: Ints | None = None) -> Sampler:
     """The order of the training images of a part; few shots are one batch where they fill none.
 
     Args:
         config: of the method.
         part: its training rows.
         targets: i64[N], the class of every row of the manifest.
+        sources: i64[N], its source, where sources are balanced.
 
     Raises:
         ConfigError: the batch is larger than the training set, and no shots are drawn.
@@ -133,7 +153,8 @@ def sampler_of(config: TrainingSettings, part: Part, targets: Ints) -> Sampler:
     rows, size = part.train, config.batch_size
     size = size if config.shots == "all" else min(size, len(rows))
     given = {"total": len(targets), "batch_size": size, "seed": config.seed}
-    return Sampler(rows, targets[rows], sampling=config.sampling, **given)
+    own = None if sources is None else sources[rows]
+    return Sampler(rows, targets[rows], sampling=config.sampling, sources=own, **given)
 
 
 def train_folds(

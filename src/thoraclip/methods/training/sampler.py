@@ -9,6 +9,7 @@ import numpy as np
 
 from thoraclip.dtypes import Ints
 from thoraclip.errors import ConfigError
+from thoraclip.models.weighting import source_weights
 
 __all__ = ["Batch", "Sampler", "learning_rate_at"]
 
@@ -31,18 +32,28 @@ class Sampler:
         total: rows of the manifest.
         batch_size: B.
         sampling: `shuffle`: every image once an epoch; `balanced`: images of rarer classes again until all classes have
-            as many.
+            as many; `source`: as many draws as there are images, of each class as many, and of each source of a class,
+            as far as `weighting.source_weights` lets them: no image more than ten times on average.
         seed: of the order.
+        sources: i64[N], the source of each image, for `source`.
 
     Raises:
         ConfigError: the batch is larger than the training set.
     """
 
     def __init__(
-        self, rows: Ints, targets: Ints, *, total: int, batch_size: int, sampling: str = "shuffle", seed: int = 0
+        self,
+        rows: Ints,
+        targets: Ints,
+        *,
+        total: int,
+        batch_size: int,
+        sampling: str = "shuffle",
+        seed: int = 0,
+        sources: Ints | None = None,
     ) -> None:
-        self._rows, self._targets, self._total, self._seed = rows, targets, total, seed
-        self._balanced, self._batch = sampling == "balanced", batch_size
+        self._rows, self._total, self._seed, self._batch = rows, total, seed, batch_size
+        self._groups = _groups(rows, targets, sampling, sources)
         self._epoch: tuple[int, Ints] = (-1, rows)
         draws = len(self._order(0))
         if batch_size > draws:
@@ -61,16 +72,32 @@ class Sampler:
 
     def _order(self, epoch: int) -> Ints:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
-        if not self._balanced:
+        if not self._groups:
             return self._rows[rng.permutation(len(self._rows))]
-        groups = [self._rows[self._targets == target] for target in np.unique(self._targets)]
-        most = max(len(group) for group in groups)
         drawn = []
-        for group in groups:
-            for again in range(-(-most // len(group))):
-                mixed = group[rng.permutation(len(group))][: most - again * len(group)]
+        for group, draws in self._groups:
+            for again in range(-(-draws // len(group))):
+                mixed = group[rng.permutation(len(group))][: draws - again * len(group)]
                 drawn.append(mixed + again * self._total)
-        return np.concatenate(drawn)[rng.permutation(most * len(groups))]
+        return np.concatenate(drawn)[rng.permutation(sum(draws for _, draws in self._groups))]
+
+
+def _groups(rows: Ints, targets: Ints, sampling: str, sources: Ints | None) -> list[tuple[Ints, int]]:
+    """(rows of a group, how many are drawn in an epoch), where the images are not drawn alike."""
+    if sampling == "balanced":
+        groups = [rows[targets == target] for target in np.unique(targets)]
+        return [(group, max(map(len, groups))) for group in groups]
+    if sampling != "source":
+        return []
+    if sources is None:
+        raise ValueError("sampling = 'source' needs the source of each image")
+    weights, pairs = source_weights(targets, sources), np.stack([targets, sources])
+    numbers = np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
+    totals = np.bincount(numbers, weights)
+    draws = np.floor(totals + 1e-9).astype(np.int64)
+    rest = np.argsort(draws - totals, kind="stable")[: len(rows) - draws.sum()]  # the largest remainders
+    draws[rest] += 1
+    return [(rows[numbers == number], int(count)) for number, count in enumerate(draws)]
 
 
 def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:

@@ -35,9 +35,9 @@ class TrainingSettings(Settings):
     max_norm: Weight = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
     class_weight: Weighting = "none"
-    """none or balanced: whether images of rare classes weigh more in the loss."""
-    sampling: Annotated[str, OneOf(("shuffle", "balanced"))] = "shuffle"
-    """shuffle (every image once an epoch) or balanced (as many of each class)."""
+    """none, balanced (images of rare classes weigh more in the loss) or source (so do rare sources of a class, too)."""
+    sampling: Annotated[str, OneOf(("shuffle", "balanced", "source"))] = "shuffle"
+    """shuffle (every image once an epoch), balanced (as many of each class) or source (also of its sources)."""
     augmentation: Annotated[str, OneOf(AUGMENTATIONS)] = "standard"
     """How training images are turned, moved, zoomed and changed in grey: standard, light, randomised (also borders,
     marks, sharpness, grain and compression, against shortcuts) or none; never flipped."""
