@@ -13,6 +13,7 @@ from tests.evaluation.tables import CLASSES, method, predictions
 
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.adaptation import Adaptation, Labels, Place, Point
+from thoraclip.evaluation.adaptation_reading import adaptation_notes, adaptation_words
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.metrics import METRICS, Scored
@@ -96,6 +97,56 @@ def test_what_failed_is_told_and_other_images_are_refused() -> None:
     assert entry["failed"] == [{"name": "probe", "labels": 4, "error": "no memory"}]
     with pytest.raises(MismatchError, match="other images"):
         judged(made(inside={("probe", k): method(f"probe, {k}", predictions(60, seed=1)) for k in INSIDE}))
+
+
+def ends(difference: float, reach: float = 0.05) -> dict[str, float]:
+    return {"difference": difference, "low": difference - reach, "high": difference + reach}
+
+
+def told(changes: dict[Labels, float], home: float) -> dict[str, Any]:
+    """A method of an entry, whose steps are the differences of its changes."""
+    every = {0: 0.0, **changes}
+    rows = [
+        {"labels": k, "value": 0.4 + c, "low": 0.35 + c, "high": 0.45 + c, "change": ends(c) if k else None,
+         "inside": {"value": 0.9, "change": ends(home) if k else None}}
+        for k, c in every.items()
+    ]  # fmt: skip
+    gains = [{"from": a, "to": b, **ends(every[b] - every[a])} for a, b in pairwise(every)]
+    return {"name": "probe", "points": rows, "gains": gains}
+
+
+def test_the_words_say_no_more_than_is_shown() -> None:
+    entry = {"unit": "patient"}
+    rising, flat = told({5: 0.02, 30: 0.2, "all": 0.3}, -0.02), told({5: 0.1, 30: 0.06, "all": 0.04}, -0.08)
+    assert adaptation_words(entry, "b", rising) == (
+        "With all labelled patients from b in its training, probe has a macro F1 of 70.0 [65.0, 75.0] % on the test "
+        "half of b, +30.0 points [+25.0, +35.0] against none. It is better than without from 30 patients of each class "
+        "on. From 30 to all the gain is +10.0 points [+5.0, +15.0]: more labels still help. "
+        "Inside that is \u22122.0 points [\u22127.0, +3.0], which may be chance."
+    )
+    words = adaptation_words(entry, "b", flat)
+    assert "+4.0 points [\u22121.0, +9.0], which may be chance, against none." in words
+    assert "It cannot be shown to be better than without." in words, "30 was, and all are not"
+    assert "From 30 to all the gain is \u22122.0 points [\u22127.0, +3.0]: it may be chance." in words
+    assert words.endswith("Inside that is \u22128.0 points [\u221213.0, \u22123.0].")
+    assert "with 5 labelled patients of each class" in adaptation_words(entry, "b", told({5: 0.1}, 0.0)).lower()
+    assert adaptation_words(entry, "b", told({}, 0.0)) == ""
+
+
+def test_the_report_tells_the_best_one_inside_and_how_the_set_was_cut() -> None:
+    study = method("probe", predictions(240, signal=3.0, seed=30, patients=120))
+    there = method("probe", predictions(360, signal=0.4, seed=70, patients=180))
+    for adaptation in (made(shared=2), None):
+        one = ExternalResult(name="b", methods=(there,), adaptation=adaptation)
+        report = judge([study], title="t", resamples=200, external=[one])
+        said = [line for line in report["reading"] if line.startswith("With all labelled patients from b")]
+        assert len(said) == (adaptation is not None)
+    first, short, shared, left = adaptation_notes(
+        judged(made(shared=2, patients={**POOL, CLASSES[0]: 12}))["adaptation"], "b"
+    )
+    assert "(180 images)" in first and "3 draws" in first
+    assert short == f"A class with fewer patients than are asked for gives all it has: {CLASSES[0]} (12)."
+    assert shared.startswith("2 images of patients whose id") and left == "Not adapted: zero (is not trained)."
 
 
 def place(patients: tuple[int, ...], folds: int = 1) -> tuple[Place, Point]:
