@@ -17,6 +17,7 @@ import numpy as np
 
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import MismatchError
+from thoraclip.evaluation.adaptation import Adaptation, adaptation_entry
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import Contestant, correct_p, pair, t_test
 from thoraclip.evaluation.entries import mean_estimate, metric_estimate, training_values
@@ -48,6 +49,8 @@ class ExternalResult:
         patients_shared: patients whose id the study has, too.
         images_of_shared: their images.
         not_scored: method -> why it was not.
+        adaptation: classifiers that labels from there were trained into, see `adaptation.adaptation_entry`; without it
+            the entry has no key `adaptation`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ExternalResult:
     patients_shared: int = 0
     images_of_shared: int = 0
     not_scored: Mapping[str, str] = field(default_factory=dict)
+    adaptation: Adaptation | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,8 @@ def _entry(
         entry["methods"].append(_method(method, known[key], there, counts))
     for metric in DROPS:
         correct_p([method["drop"][metric] for method in entry["methods"]])
+    if one.adaptation:
+        entry["adaptation"] = adaptation_entry(one.adaptation, inside, resamples=resamples, seed=seed)
     return entry
 
 

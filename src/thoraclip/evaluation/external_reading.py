@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thoraclip.evaluation.adaptation_reading import adaptation_words
 from thoraclip.evaluation.reading import ALPHA, MAIN_METRIC, between, few_groups, probability, share
 from thoraclip.pages import counted
 
@@ -12,8 +13,15 @@ __all__ = ["external_notes", "external_reading", "is_change", "left_out_words", 
 
 
 def external_reading(report: Mapping[str, Any]) -> list[str]:
-    """Sentences for the top of the report: of each set, what the study's best method scores there, and its drop."""
-    return [_of_set(report, one) for one in report.get("external", ())]
+    """Sentences for the top of the report: of each set, what the study's best method scores there, and its drop; and
+    what labels from there did for the best one inside of those that were adapted."""
+    said: list[str] = []
+    for one in report.get("external", ()):
+        said.append(_of_set(report, one))
+        if entry := one.get("adaptation"):
+            best = max(entry["methods"], key=lambda m: m["points"][0]["inside"]["value"])
+            said += filter(None, [adaptation_words(entry, one["name"], best)])
+    return said
 
 
 def is_change(drop: Mapping[str, Any]) -> bool:
