@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from thoraclip.errors import MismatchError
 from thoraclip.evaluation.adaptation import Adaptation, Labels, Place, Point
 from thoraclip.evaluation.adaptation_reading import adaptation_notes, adaptation_words
 from thoraclip.evaluation.align import Aligned
+from thoraclip.evaluation.curve_figures import adaptation_figure
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.metrics import METRICS, Scored
-from thoraclip.evaluation.report import judge
+from thoraclip.evaluation.report import judge, write_report
 from thoraclip.evaluation.trainings import SEEDS, draw_variance
 from thoraclip.labels import LabelSet
 from thoraclip.tables.predictions import Predictions
@@ -147,6 +150,22 @@ def test_the_report_tells_the_best_one_inside_and_how_the_set_was_cut() -> None:
     assert "(180 images)" in first and "3 draws" in first
     assert short == f"A class with fewer patients than are asked for gives all it has: {CLASSES[0]} (12)."
     assert shared.startswith("2 images of patients whose id") and left == "Not adapted: zero (is not trained)."
+
+
+def test_the_pages_draw_it(tmp_path: Path) -> None:
+    study = method("probe", predictions(240, signal=3.0, seed=30, patients=120))
+    there = method("probe", predictions(360, signal=0.4, seed=70, patients=180))
+    one = ExternalResult(name="b", methods=(there,), adaptation=made())
+    report = judge([study], title="t", resamples=200, external=[one])
+    write_report(report, tmp_path)
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    point = report["external"][0]["adaptation"]["methods"][0]["points"][2]
+    values = [f"{100 * row['value']:.1f}" for row in (point, point["inside"])]
+    assert re.search(rf"\| probe \| 16 \| {values[0]} \[.*\| {values[1]} \[", text)
+    assert "b: with labels from there" in page and all(value in page for value in values)
+    drawing = adaptation_figure(report["external"][0]["adaptation"], "b")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
+    assert {"0", "4", "16", "all", "probe", "labelled patients of each class from b"} <= set(texts)
 
 
 def place(patients: tuple[int, ...], folds: int = 1) -> tuple[Place, Point]:

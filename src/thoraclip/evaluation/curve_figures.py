@@ -1,4 +1,5 @@
-"""Figures of one class against the rest: ROC, precision against recall, net benefit, and the groups of patients."""
+"""Figures of one class against the rest: ROC, precision against recall, net benefit, the groups of patients; and the
+curve of an adaptation."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from thoraclip.evaluation import drawing
 from thoraclip.evaluation.drawing import ACCENT, COLOURS, DASHED, SOFT, Entry, percent_axes, plot_curve, shorten
 
-__all__ = ["groups_figure", "net_benefit_figure", "pr_figure", "roc_figure"]
+__all__ = ["adaptation_figure", "groups_figure", "net_benefit_figure", "pr_figure", "roc_figure"]
 
 _WIDTH = 3.4  # inches: legible on a telephone
 _MOST_ROWS = 28
@@ -19,6 +20,42 @@ _MARKS: Mapping[str, Mapping[str, Any]] = {
     "sensitivity": {"marker": "o", "color": ACCENT, "markersize": 5},
     "specificity": {"marker": "D", "color": COLOURS[1], "markersize": 4.2, "markerfacecolor": "white"},
 }
+
+
+def adaptation_figure(entry: Entry, name: str) -> str:
+    """Macro F1 of every method on the external set `name` against its labelled patients of each class in the training,
+    with intervals, on a log2 axis that begins with none; dashed: the same classifiers inside. Hollow: a point whose
+    interval counts no training."""
+    methods = entry["methods"]
+    found = {point["labels"] for method in methods for point in method["points"]}
+    numbers = sorted(labels for labels in found if labels not in (0, "all"))
+    counts = [count for count in entry["patients"].values() if count]
+    place: dict[int | str, float] = {labels: float(labels) for labels in numbers}
+    place[0] = min(numbers, default=2) / 2.5
+    place["all"] = max(sum(counts) / len(counts), 1.6 * max(place.values()))
+    ticks = [labels for labels in (0, *numbers, "all") if labels in found]
+    with drawing.new_figure(5.6, 3.5 + 0.19 * len(methods)) as figure:
+        axes = figure.add_subplot()
+        for number, method in enumerate(methods):
+            colour, shift = COLOURS[number % len(COLOURS)], 2 ** (0.09 * (number - (len(methods) - 1) / 2))
+            x = [shift * place[point["labels"]] for point in method["points"]]
+            outside, inside = ([100 * row["value"] for row in rows] for rows in (
+                method["points"], [point["inside"] for point in method["points"]]))  # fmt: skip
+            axes.plot(x, outside, color=colour, linewidth=1.6, label=shorten(method["name"], 60))
+            axes.plot(x, inside, color=colour, linewidth=1.1, linestyle=DASHED)
+            for at, point in zip(x, method["points"], strict=True):
+                if point["low"] is not None:
+                    axes.plot([at, at], [100 * point["low"], 100 * point["high"]], color=colour, linewidth=1.1)
+                fill = colour if point["counts_training"] else "white"
+                axes.plot([at], [100 * point["value"]], "o", color=colour, markersize=4.5, markerfacecolor=fill)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([place[labels] for labels in ticks], [str(labels) for labels in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel=f"labelled {entry['unit']}s of each class from {shorten(name, 24)}", ylabel="macro F1 (%)")
+        axes.grid()
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower left", fontsize=8, handlelength=2.6, borderpad=0.6)
+        return drawing.svg(figure, f"adaptation {name}")
 
 
 def roc_figure(methods: Sequence[Entry], label: str) -> str:

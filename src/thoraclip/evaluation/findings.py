@@ -24,7 +24,7 @@ REMEDIES: Mapping[str, str] = {
     "trivial": "See what tells the classes apart: thoraclip check MANIFEST --out DIR. Then score images from "
     "elsewhere: [external.NAME] in the study.",
     "outside": "Try remedies = [...] in the study, or label some images from there and train on both: "
-    "thoraclip join A B --out FILE.",
+    "thoraclip join A B --out FILE; adapt = [...] in [external.NAME] says how many are needed.",
     "coincidence": "Get images of each class from the same places, or hold out one at a time: "
     "thoraclip split MANIFEST --leave-out {column} --out FILE.",
     "audit": "Try remedies = [...] in the study, and compare the audits before and after.",

@@ -15,6 +15,7 @@ from thoraclip import imaging
 from thoraclip.dtypes import Greys
 from thoraclip.errors import InputError
 from thoraclip.evaluation import audit_reading, figures, reading
+from thoraclip.evaluation.adaptation_reading import adaptation_notes
 from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
@@ -209,7 +210,9 @@ def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, An
     found = ordered_outside(report, one)
     changed = {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found}
     best = found[0] if found else None
-    return {**one, "notes": external_notes(one), "methods": found, "best": best, "changed": changed}
+    entry = one.get("adaptation")
+    told = {"adaptation": entry, "adaptation_notes": adaptation_notes(entry, one["name"]) if entry else []}
+    return {**one, "notes": external_notes(one), "methods": found, "best": best, "changed": changed, **told}
 
 
 def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

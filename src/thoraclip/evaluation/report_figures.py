@@ -15,13 +15,15 @@ __all__ = ["report_figures"]
 
 def report_figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Name -> function that draws SVG text: `forest`, `confusion METHOD`, `reliability METHOD`, `selective`, `learning
-    curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `remedies SET`, `audit
-    METHOD`, where the report (content of `report.json`) has what they show."""
+    curve`, `roc CLASS`, `pr CLASS`, `net benefit CLASS`, `groups CLASS`, `external SET`, `adaptation SET`, `remedies
+    SET`, `audit METHOD`, where the report (content of `report.json`) has what they show."""
     found: dict[str, Callable[[], str]] = {}
     for one in report.get("external", ()):
+        name = one["name"]
         if one["methods"]:
-            name = one["name"]
             found[f"external {name}"] = partial(figures.dumbbell_figure, ordered_outside(report, one), name)
+        if entry := one.get("adaptation"):
+            found[f"adaptation {name}"] = partial(curve_figures.adaptation_figure, entry, name)
     if remedies := report.get("remedies"):
         for where in remedies["sets"]:
             found[f"remedies {where}"] = partial(figures.remedies_figure, remedies, where)

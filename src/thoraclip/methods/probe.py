@@ -43,7 +43,7 @@ from thoraclip.threads import cores, in_order
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
 
-__all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
+__all__ = ["SOLVERS", "Config", "Solver", "Texts", "fit_fold", "fold_inputs", "run"]
 
 _HEAD = "head.safetensors"
 
@@ -192,10 +192,10 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     rows, scores, metrics, ood = [], [], [], []
 
     def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Floats, dict[str, object], dict[str, Any]]:
-        return fold, *_fit(config, fold, targets, labels, sources), _keep_ood(context, fold, targets)
+        return fold, *fit_fold(config, fold, targets, labels, sources), _keep_ood(context, fold, targets)
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
-        inputs = _fold_inputs(config, context, labels)
+        inputs = fold_inputs(config, context, labels)
         for fold, head, validation, chosen, flagged in in_order(work, inputs, ahead=cores()):
             part, features, texts = fold
             context.keep_validation(part, labels, validation)
@@ -211,7 +211,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
-def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_Inputs]:
+def fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_Inputs]:
     """What each fold's fit needs; where the folds have one encoder, they share the features."""
     manifest = context.manifest
     shared: tuple[Config, Singles, Texts | None] | None = None
@@ -254,7 +254,7 @@ def _keep_ood(context: RunContext, fold: _Inputs, targets: Ints) -> dict[str, An
     return {"promised": fitted.guaranteed_rate, **counts}
 
 
-def _fit(
+def fit_fold(
     config: Config, fold: _Inputs, targets: Ints, labels: LabelSet, sources: Ints | None = None
 ) -> tuple[LinearHead, Floats, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.

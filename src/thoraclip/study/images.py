@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from thoraclip.config import Settings, build_config
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout, list_images
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.ranges import Range, WordOr
 from thoraclip.runs import Progress
 from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
@@ -128,6 +129,9 @@ class External(ImageSource):
     """Takes the images of this split alone; empty: every labelled image."""
     note: str = ""
     """What the reader must know about it."""
+    adapt: tuple[Annotated[int | str, WordOr(("all",), Range(0, 1_000_000))], ...] = ()
+    """Adaptation curve: how many labelled patients of each class from here join the training of every probe, as in
+    [0, 5, 10, 30, 100, "all"]; they are drawn from one half of the set, and the other half is scored."""
 
     may_be_one_class: ClassVar[bool] = True
 

@@ -29,6 +29,7 @@ from thoraclip.methods.tokens import cache_size, cached_views, frozen_prefix
 from thoraclip.methods.training.folds import sampler_of
 from thoraclip.models.files import adapter_folders
 from thoraclip.runs import fold_folder, require_room
+from thoraclip.study.adaptation import adaptation_seconds
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
 from thoraclip.study.few_shot import FewShotEntry, few_shot_entries
@@ -275,6 +276,8 @@ class _Planner:
                 row.done = is_finished and (self.out / "external" / external.name).is_dir()
                 images = listed_count(external, self.manifest, self.manifest.label_set(config.classes))
                 self._scoring(row, list(self._networks.values()), images)
+                if not row.done and row.seconds is not None:
+                    row.seconds += n * adaptation_seconds(config, external, methods)
             yield row
         audited = [method for method in methods if find_method(method.kind).keeps_classifier]
         if config.audit != "all":

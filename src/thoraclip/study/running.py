@@ -33,6 +33,7 @@ from thoraclip.runs import (
     write_text,
     written_together,
 )
+from thoraclip.study.adaptation import adapt_set
 from thoraclip.study.auditing import audit_methods
 from thoraclip.study.checking import check_study
 from thoraclip.study.crossing import encoder_costs, short_names
@@ -93,7 +94,9 @@ def run_study(
         raise next(iter(errors.values()))
     few = few_shot_entries(config, methods)
     curves = {(one.of, one.shots): run for one, run in zip(few, _run_entries(study, few, "few-shot")[0], strict=True)}
-    external = [score_set(study, *each, errors) for each in outside]
+    scored = [score_set(study, *each, errors) for each in outside]
+    sets = zip(config.external, outside, scored, strict=True)
+    external = [adapt_set(study, one, images, result) for one, (images, _), result in sets]
     announce("judging")
     report = judge(
         results,
