@@ -239,7 +239,7 @@ def test_published_values_change_nothing_that_is_measured() -> None:
 @pytest.mark.parametrize(
     ("trees", "network", "said", "so"),
     [
-        (0.5, 3.0, "network beats trees, trees on thumbnails, grey levels and the file, by ", False),
+        (0.5, 3.0, "network beats trees, trees that see no anatomy, by ", False),
         (3.0, 3.0, "No network can be shown to beat trees", True),
         (0.0, 0.0, "No network can be shown to beat trees", False),
     ],

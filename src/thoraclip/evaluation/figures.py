@@ -126,21 +126,29 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
 
 def remedies_figure(remedies: Entry, where: str) -> str:
     """The main metric inside against that on the external set `where`, with intervals: a point for each remedy, a
-    colour for each method, filled without a remedy; on the dashed line nothing is lost."""
+    colour for each method, filled without a remedy; on the dashed line, where it is in sight, nothing is lost."""
     rows = [row for row in remedies["rows"] if row["outside"][where]["value"] is not None]
-    plain = list(dict.fromkeys(row["plain"] for row in rows))
-    with drawing.new_figure(4.8, 4.3 + 0.19 * len(plain)) as figure:
+    plain, places = list(dict.fromkeys(row["plain"] for row in rows)), list[tuple[float, float]]()
+    with drawing.new_figure(6.0, max(3.6, 0.9 + 0.17 * len(rows)) + 0.19 * len(plain)) as figure:
         axes = figure.add_subplot()
         for row in rows:
             colour, is_plain = COLOURS[plain.index(row["plain"]) % len(COLOURS)], row["method"] == row["plain"]
-            place, spread = zip(*(_percent(entry) for entry in (row["inside"], row["outside"][where])), strict=True)
+            (x, left_right), (y, down_up) = (_percent(entry) for entry in (row["inside"], row["outside"][where]))
             fill, label = (colour, shorten(row["plain"], 48)) if is_plain else ("white", "")
             look: dict[str, Any] = {"color": colour, "elinewidth": 0.8, "markersize": 6, "markerfacecolor": fill}
-            axes.errorbar(place[0], place[1], xerr=spread[0], yerr=spread[1], fmt="o", label=label, **look)
-            if not is_plain:
-                look = {"xytext": (-5, 3), "textcoords": "offset points", "ha": "right"}
-                axes.annotate(shorten(row["remedy"]), place, fontsize=7.5, color=colour, **look)
-        percent_axes(axes, "macro F1 inside (%)", f"macro F1 on {shorten(where)} (%)")
+            axes.errorbar(x, y, xerr=left_right, yerr=down_up, fmt="o", label=label, **look)
+            places.append((x, y))
+        ends, order = (axes.get_xlim(), axes.get_ylim()), sorted(range(len(rows)), key=lambda n: places[n][1])
+        for rank, number in enumerate(order):  # names in a column beside the points, in their order
+            line = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.4}
+            place: dict[str, Any] = {"xytext": (1.05, (rank + 0.5) / len(rows)), "textcoords": "axes fraction"}
+            colour = COLOURS[plain.index(rows[number]["plain"]) % len(COLOURS)]
+            text = shorten(rows[number]["remedy"])
+            axes.annotate(text, places[number], fontsize=8, va="center", color=colour, arrowprops=line, **place)
+        axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle=DASHED)
+        axes.set(xlim=ends[0], ylim=ends[1], xlabel="macro F1 inside (%)", ylabel=f"macro F1 on {shorten(where)} (%)")
+        axes.grid()
+        axes.set_axisbelow(True)
         figure.legend(loc="outside lower left", fontsize=8)
         return drawing.svg(figure, f"remedies {where}")
 

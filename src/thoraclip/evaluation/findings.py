@@ -100,9 +100,8 @@ def _trivial(report: Mapping[str, Any]) -> dict[str, str] | None:
     values = [share_interval(one["metrics"][MAIN_METRIC]) for one in (floor, network)]
     return _finding(
         "trivial",
-        "The classes can be told apart without anatomy: trees on thumbnails, grey levels and the file reach a macro F1 "
-        f"of {values[0]} %, the best network, {network['name']}, {values[1]} %. The table says little about reading "
-        "lungs.",
+        f"The classes can be told apart without anatomy: {floor['name']}, trees that see none, reach a macro F1 of "
+        f"{values[0]} %, the best network, {network['name']}, {values[1]} %. The table says little of reading lungs.",
     )
 
 

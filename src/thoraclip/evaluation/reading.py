@@ -201,12 +201,11 @@ def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     gain = versus(report["comparisons"], other, floor)
     size = f"{_points(gain)} of macro F1{between(gain, points)}"
     if exceeds(gain):
-        return [f"{other} beats {floor}, trees on thumbnails, grey levels and the file, by {size}."]
+        return [f"{other} beats {floor}, trees that see no anatomy, by {size}."]
     above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
     so = " So these images can be told apart without reading the lungs." if exceeds(above) else ""
     return [
-        f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs "
-        f"from it by {size}.{so}"
+        f"No network can be shown to beat {floor}, trees that see no anatomy: {other} differs from it by {size}.{so}"
     ]
 
 
