@@ -51,7 +51,7 @@ def config_of(model: str, **settings: Any) -> Config:
 def make(config: Config, manifest: Manifest, folder: Path, weight: tuple[float, ...] = (1, 1, 1)) -> SupervisedStep:
     context, rows = RunContext(manifest, RunFolder(folder), folder, folder / "px"), np.arange(len(manifest))
     step = baseline._prepare(FoldTraining(config, context, Part(None, rows, rows, rows), LABELS, ProcessGroup()))
-    return dataclasses.replace(step, weight=np.array(weight, float))
+    return dataclasses.replace(step, weight=np.broadcast_to(np.array(weight, float), step.weight.shape))
 
 
 def gradients(trainee: SupervisedStep, batch: Batch) -> tuple[float, dict[str, Tensor]]:

@@ -60,7 +60,7 @@ def make_step(work: Path, loss: str, *, model: str = "dinov2", **settings: Any) 
     step = LabelStep(
         config=config, loss=loss, tuned=tuned, group=ProcessGroup(), labels=labels, head=head, temperature=0.2,
         greys=pixel_cache(manifest, encoder.preprocess, work / "pixels").arrays["pixels"],
-        targets=manifest.targets(labels), weight=np.array([0.5, 1.0, 1.5]),
+        targets=manifest.targets(labels), weight=np.array([0.5, 1.0, 1.5])[manifest.targets(labels)],
     )  # fmt: skip
     step.begin(ROWS[::2], ROWS[1::2], "none")
     return step
