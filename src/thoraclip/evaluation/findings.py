@@ -19,6 +19,8 @@ MARGIN = 0.10
 """A drop outside, or what a column tells of the class beyond the commonest class, is told where it is larger."""
 _LEAST_KNOWN = 0.5  # of the images have a value of the column
 _SHOWN = 2
+_CLOSE = 0.05  # a network whose lead over trees is shown to be no larger is told to be no better
+_WITHIN = {"age": "age_years >= 18", "sex": "sex == F", "view": "view in (PA, AP)"}  # examples of a condition
 
 REMEDIES: Mapping[str, str] = {
     "trivial": "See what tells the classes apart: thoraclip check MANIFEST --out DIR. Then score images from "
@@ -27,6 +29,8 @@ REMEDIES: Mapping[str, str] = {
     "thoraclip join A B --out FILE; adapt = [...] in [external.NAME] says how many are needed.",
     "coincidence": "Get images of each class from the same places, or hold out one at a time: "
     "thoraclip split MANIFEST --leave-out {column} --out FILE.",
+    "group": "Look at patients of one group alone, with images of every class: "
+    "thoraclip select MANIFEST --where '{where}' --out FILE.",
     "audit": "Try remedies = [...] in the study, and compare the audits before and after.",
 }
 """Name of a finding -> what the tool offers against it."""
@@ -89,11 +93,16 @@ def _finding(name: str, says: str, **places: str) -> dict[str, str]:
 
 
 def _trivial(report: Mapping[str, Any]) -> dict[str, str] | None:
-    """Where trees that see no anatomy do better than guessing, and no network is shown to beat them."""
+    """Where trees that see no anatomy do better than guessing, and as well as the best network: it is not ahead of
+    them, or its lead is shown to be small."""
     real = ranked(report["methods"])
     floor = next((m for m in real if m["kind"] == TRIVIAL), None)
     network = next((m for m in real if m["kind"] != TRIVIAL), None)
-    if floor is None or network is None or exceeds(versus(report["comparisons"], network["name"], floor["name"])):
+    if floor is None or network is None:
+        return None
+    lead = versus(report["comparisons"], network["name"], floor["name"])
+    is_small = lead["high"] is not None and lead["high"] <= _CLOSE
+    if exceeds(lead) or not (is_small or lead["difference"] <= 0):
         return None
     if not exceeds(versus(report["comparisons"], floor["name"], MAJORITY, "accuracy")):
         return None
@@ -126,11 +135,12 @@ def _coincidence(row: Mapping[str, Any]) -> dict[str, str] | None:
     if row["low"] <= row["commonest"] + MARGIN:
         return None
     column = row["column"]
+    places = {"where": _WITHIN[column]} if column in _WITHIN else {"column": column}
     return _finding(
-        "coincidence",
+        "group" if column in _WITHIN else "coincidence",
         f"Class and {column} coincide: the {column} alone names the class of {share_interval(row)} % of the images "
         f"(the commonest class: {100 * row['commonest']:.1f} %), so a classifier may read the {column}.",
-        column=column,
+        **places,
     )
 
 
