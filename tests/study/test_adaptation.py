@@ -113,8 +113,8 @@ def test_smaller_draws_lie_in_larger_ones_and_in_the_pool(
     jobs = list[tuple[Any, Any]]()
     real = adaptation._jobs
 
-    def spied(study: Any, run: Any, halves: Any, external: Any, *, is_first: bool) -> Any:
-        for job in real(study, run, halves, external, is_first=is_first):
+    def spied(study: Any, config: Any, halves: Any, external: Any, *, is_first: bool) -> Any:
+        for job in real(study, config, halves, external, is_first=is_first):
             jobs.append((job, halves))
             yield job
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.cli.console import announce, print_table, say
-from thoraclip.cli.show_split import split
+from thoraclip.cli.show import print_counts
 
 if TYPE_CHECKING:
     from thoraclip.data.joining import Joined
@@ -31,7 +31,8 @@ def join(joined: Joined, given: Mapping[str, Any]) -> None:
     """Images of each class in each part, and what was done."""
     from thoraclip.data.joining import join_reading
 
-    split(joined.manifest, given)
+    print_counts(*joined.manifest.counts())
+    announce(f"{len(joined.manifest)} images -> {given['out']}")
     for sentence in join_reading(joined.content):
         say(sentence)
     announce(f"left out, with reasons: {given['out'].with_suffix('.join.json')}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def split(manifest: Manifest, given: Mapping[str, Any]) -> None:
     """Images of each class in each part; with `--leave-out` also the sources, and what the user should know of them."""
     print_counts(*manifest.counts())
-    if given.get("leave_out"):
+    if given["leave_out"]:
         from thoraclip.data.leave_out import source_folds
 
         found = source_folds(manifest, given["leave_out"], LabelMap(given["merge"] or (), option="--merge"))

@@ -23,6 +23,7 @@ from thoraclip.evaluation.compare import Contestant, correct_p, pair, t_test
 from thoraclip.evaluation.entries import mean_estimate, metric_estimate, training_values
 from thoraclip.evaluation.intervals import Estimate, difference_interval
 from thoraclip.evaluation.metrics import METRICS, Scored, per_class
+from thoraclip.evaluation.reading import MAIN_METRIC
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
 from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
@@ -33,7 +34,6 @@ __all__ = ["DROPS", "ExternalResult", "Sample", "difference", "external_entries"
 DROPS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 """Metrics whose drop is told."""
 _MEASURED = (*DROPS, "ece")
-MAIN = "macro_f1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +109,20 @@ def _compared(one: ExternalResult, pairs: Sequence[tuple[str, str]], resamples: 
         return []
     outside = align([known[name] for name in dict.fromkeys(name for both in pairs for name in both)])
     intervals, every = outside.group_count > 1, [t for tables in outside.scored.values() for t in tables]
-    given: dict[str, Any] = {"resamples": resamples, "seed": seed, "names": [MAIN]}
+    given: dict[str, Any] = {"resamples": resamples, "seed": seed, "names": [MAIN_METRIC]}
     drawn = iter(replicate(every, outside.groups, **given) if intervals else [])
     contestants = dict[str, Contestant]()
     for name, tables in outside.scored.items():
-        mine = [row.headline[MAIN] for row in islice(drawn, len(tables))]
+        mine = [row.headline[MAIN_METRIC] for row in islice(drawn, len(tables))]
         contestants[name] = Contestant(
             name,
-            {MAIN: float(np.mean([METRICS[MAIN].point(table) for table in tables]))},
-            {MAIN: np.mean(mine, axis=0)} if mine else {},
+            {MAIN_METRIC: float(np.mean([METRICS[MAIN_METRIC].point(table) for table in tables]))},
+            {MAIN_METRIC: np.mean(mine, axis=0)} if mine else {},
             None,
-            training_values(tables, np.zeros_like(outside.target), names=[MAIN]),
+            training_values(tables, np.zeros_like(outside.target), names=[MAIN_METRIC]),
             known[name].is_trained,
         )
-    rows = [pair(contestants[a], contestants[b], MAIN, intervals, outside.groups) for a, b in pairs]
+    rows = [pair(contestants[a], contestants[b], MAIN_METRIC, intervals, outside.groups) for a, b in pairs]
     correct_p(rows)
     return rows
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thoraclip.evaluation.reading import ALPHA, MAIN_METRIC, between, points, share_interval, versus
+from thoraclip.imaging.remedies import NONE
 
 __all__ = ["remedies_entry", "remedies_reading"]
 
-PLAIN = "none"
-"""Name of the remedy of a method without one."""
 _ENDS = ("value", "low", "high")
 
 
@@ -36,7 +35,7 @@ def remedies_entry(
     gains = {one["name"]: {(c["a"], c["b"]): c for c in one.get("comparisons", ())} for one in external}
     plain = dict.fromkeys(name for name, _ in remedies.values())
     rows = []
-    every = [(name, of, by) for of in plain for name, of, by in ((of, of, PLAIN), *_treated(remedies, of))]
+    every = [(name, of, by) for of in plain for name, of, by in ((of, of, NONE), *_treated(remedies, of))]
     for name, of, remedy in every:
         if name not in inside:  # it failed
             continue

@@ -147,22 +147,23 @@ def _adapted(
 ) -> dict[Labels, list[tuple[list[Predictions], list[Predictions]]]]:
     """Number of labels -> of each training, its tables of the test half (one a fold) and of the judged images."""
     found: dict[Labels, list[tuple[list[Predictions], list[Predictions]]]] = {}
-    for runs in method.runs(study.out):
-        jobs = list(_jobs(study, runs, halves, external, is_first=runs == method.runs(study.out)[0]))
+    known = study.manifest.targets(halves.labels)
+    for number, (_, config, folder) in enumerate(method.runs(study.out)):
+        jobs = list(_jobs(study, config, halves, external, is_first=number == 0))
         outside: list[list[Predictions]] = [[] for _ in jobs]
         rows, scores = list[Ints](), [list[Floats]() for _ in jobs]
-        context = RunContext(study.manifest, RunFolder(runs[2]), study.out / "embeddings", study.pixels, log=study.log)
-        for part, features, texts in fold_inputs(runs[1], context, halves.labels):
-            there = _features(study, with_adapter(runs[1], part.fold), halves, name)
+        context = RunContext(study.manifest, RunFolder(folder), study.out / "embeddings", study.pixels, log=study.log)
+        for part, features, texts in fold_inputs(config, context, halves.labels):
+            there = _features(study, with_adapter(config, part.fold), halves, name)
             rows.append(part.test)
-            for number, job in enumerate(jobs):
+            for place, job in enumerate(jobs):
                 whole, count = np.concatenate([features, there[job.drawn]]), len(features)
-                target = np.concatenate([study.manifest.targets(halves.labels), halves.target[job.drawn]])
+                target = np.concatenate([known, halves.target[job.drawn]])
                 joined = replace(part, train=np.concatenate([part.train, count + np.arange(len(job.drawn))]))
                 source = (np.arange(len(whole)) >= count).astype(np.int64)
                 head = fit_fold(job.config, (joined, whole, texts), target, halves.labels, source)[0]
-                outside[number].append(_table(halves, head.predict(there[halves.test]), part.fold))
-                scores[number].append(head.predict(features[part.test]))
+                outside[place].append(_table(halves, head.predict(there[halves.test]), part.fold))
+                scores[place].append(head.predict(features[part.test]))
         for job, tables, own in zip(jobs, outside, scores, strict=True):
             inside = pooled_predictions(study.manifest, halves.labels, rows, own)
             found.setdefault(job.labels, []).append((tables, [inside]))
@@ -170,9 +171,8 @@ def _adapted(
     return {labels: found[labels] for labels in order}
 
 
-def _jobs(study: Study, run: Any, halves: _Halves, external: External, *, is_first: bool) -> Iterator[_Job]:
+def _jobs(study: Study, config: Any, halves: _Halves, external: External, *, is_first: bool) -> Iterator[_Job]:
     """The trainings of one run: all labels with every seed; the draws, with the first seed alone."""
-    _, config, _ = run
     config = replace(config, class_weight="source")
     for labels in dict.fromkeys(external.adapt):
         if labels == "all":
@@ -195,15 +195,13 @@ def _features(study: Study, config: Any, halves: _Halves, name: str) -> Singles:
 
 def _table(halves: _Halves, scores: Floats, fold: int | None) -> Predictions:
     """Scores of the test half, as those of `external.score_set`."""
-    part: Sequence[Any] = halves.images.take(halves.test).column("image_id")
-    patient = halves.images.take(halves.test).column("patient")
-    count = len(halves.test)
+    images, count = halves.images.take(halves.test), len(halves.test)
     return Predictions(
         labels=halves.labels,
-        image_id=tuple(part),
+        image_id=tuple(images.column("image_id")),
         target=halves.target[halves.test],
         scores=scores,
         split=(None,) * count,
         fold=(fold,) * count,
-        patient=tuple(patient),
+        patient=tuple(images.column("patient")),
     )
